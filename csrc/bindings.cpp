@@ -1,0 +1,11 @@
+// The Python module dnapretrain._core: one function per room of the core.
+#include <pybind11/pybind11.h>
+
+void bind_text(pybind11::module_ &module);     // bind_text.cpp: FASTA, bases
+void bind_samples(pybind11::module_ &module);  // bind_samples.cpp: k-mers, sample index, batches
+
+PYBIND11_MODULE(_core, module) {
+    module.doc() = "Native core of dnapretrain: FASTA to bases, bases to batches.";
+    bind_text(module);
+    bind_samples(module);
+}

@@ -1,0 +1,1 @@
+"""What users do with a pretrained model, on its Hugging Face folder."""

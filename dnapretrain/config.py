@@ -1,0 +1,473 @@
+"""The configuration of a run: one frozen tree, loaded from YAML and dotted overrides.
+
+`load_config` reads a file, applies `section.key=value` overrides, refuses unknown keys (naming the
+nearest known one) and checks every rule that spans two settings. Each part of the program receives
+only its own sections. Numbers that follow from others are properties and cannot be set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dnapretrain.errors import ConfigError
+
+VOCAB_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this, whatever the tensor-parallel size."""
+
+ALIASES = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+}
+"""Short names accepted in section `parallel`; the resolved tree prints the long ones."""
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SourceConfig(Section):
+    """One shard set to draw training samples from."""
+
+    prefix: Path
+    """Shard prefix: `<prefix>.bin`, `.idx`, `.bed` and `.json` exist."""
+    weight: float = Field(1.0, gt=0)
+    """Share of samples relative to the other sources; kept exactly within each block of samples."""
+
+
+class SplitConfig(Section):
+    """What is held out of the training shards. A base is on one side only, on both strands."""
+
+    by: Literal["none", "contig", "bed", "block"] = "none"
+    """contig: whole contigs by name; bed: intervals of a BED file; block: fixed-size blocks by hash of (contig, block)."""
+    valid_contigs: tuple[str, ...] = ()
+    test_contigs: tuple[str, ...] = ()
+    valid_bed: Path | None = None
+    test_bed: Path | None = None
+    block_size: int = Field(50_000, gt=0)
+    """In bases."""
+    valid_fraction: float = Field(0.0, ge=0, lt=1)
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    seed: int = 0
+    """Key of the block hash."""
+
+
+class DataConfig(Section):
+    """Where samples come from and how they are cut."""
+
+    train: tuple[SourceConfig, ...]
+    """Shard prefixes to train on: a prefix, a list of prefixes, or a list of {prefix, weight}."""
+    valid: dict[str, Path] = {}
+    """Named held-out shards, beside what `split` holds out of the training shards."""
+    split: SplitConfig = SplitConfig()
+    sequence_length: int = Field(gt=1)
+    """Tokens per sample."""
+    sampling: Literal["windows", "packed"] = "windows"
+    """windows: each sample lies within one document; packed: documents joined by separators fill each sample."""
+    stride: int | None = Field(None, gt=0)
+    """Bases between window starts (windows only); default: windows touch and do not overlap."""
+    min_length: int = Field(1, gt=0)
+    """Bases: shorter documents and window tails are left out, counted and reported."""
+    reverse_complement: float = Field(0.0, ge=0, le=1)
+    """Probability that a training sample is read on the other strand."""
+    random_phase: bool = False
+    """k-mer tokenizers: start each training sample at a random offset of 0 to k-1 bases."""
+    lowercase_weight: float = Field(1.0, ge=0)
+    """Loss weight of soft-masked (lower-case) bases; upper-case bases weigh 1, ambiguous bases 0."""
+    seed: int = 1234
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        if isinstance(value, (str, Path, dict)):
+            value = [value]
+        return tuple({"prefix": item} if isinstance(item, (str, Path)) else item for item in value)
+
+    @field_validator("valid", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"valid": value} if isinstance(value, (str, Path)) else value
+
+
+class TokenizerConfig(Section):
+    """How bases become tokens."""
+
+    kind: Literal["nucleotide", "kmer"] = "nucleotide"
+    k: int = Field(6, ge=1, le=8)
+    """Bases per token (kmer only)."""
+    base_order: Literal["ACGT", "ATCG"] = "ACGT"
+    """Order of the bases in the vocabulary; the published 6-mer vocabularies use ATCG."""
+    add_bos: bool = True
+    """Begin each sample with <bos>, so that its first base is predicted too."""
+
+
+class ModelConfig(Section):
+    """The network: a Llama-style decoder (RMSNorm, SwiGLU, RoPE, grouped queries, no biases)."""
+
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_query_groups: int | None = Field(None, gt=0)
+    """Key/value heads; default: one per attention head."""
+    kv_channels: int | None = Field(None, gt=0)
+    """Width of one head; default: hidden_size / num_attention_heads."""
+    ffn_hidden_size: int = Field(gt=0)
+    norm_epsilon: float = Field(1e-5, gt=0)
+    rotary_base: int = Field(10_000, gt=0)
+    max_position_embeddings: int | None = Field(None, gt=0)
+    """Longest input in tokens, written into the Hugging Face config; default: data.sequence_length."""
+    untie_embeddings_and_output_weights: bool = True
+    init_method_std: float = Field(0.02, gt=0)
+    transformer_impl: Literal["auto", "transformer_engine", "torch"] = "auto"
+    """auto: Transformer Engine where it is installed and CUDA is there, else torch."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Number of key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+
+class ParallelConfig(Section):
+    """How the model and the batch are spread over ranks. Aliases: tp, pp, vpp."""
+
+    tensor_model_parallel_size: int = Field(1, gt=0)
+    pipeline_model_parallel_size: int = Field(1, gt=0)
+    virtual_pipeline_model_parallel_size: int | None = Field(None, gt=1)
+    """Model chunks per pipeline rank (interleaved schedule)."""
+    sequence_parallel: bool = False
+    """Shard activations between tensor-parallel regions along the sequence."""
+    use_distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs (CUDA)."""
+    overlap_param_gather: bool = False
+    """Gather parameters while the forward pass runs (CUDA, distributed optimizer)."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that share one copy of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule. Weight decay skips norms and biases."""
+
+    lr: float = Field(gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    lr_warmup_steps: int = Field(0, ge=0)
+    lr_warmup_init: float = Field(0.0, ge=0)
+    """Learning rate at step 0 of the warm-up."""
+    lr_decay_steps: int | None = Field(None, gt=0)
+    """Step at which the decay ends; default: train.train_steps."""
+    lr_wsd_decay_steps: int | None = Field(None, gt=0)
+    """Length of WSD's final decay in steps; default: a tenth of the decay steps."""
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    weight_decay: float = Field(0.1, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+class TrainConfig(Section):
+    """Length, batch, precision and evaluation of the run."""
+
+    run_dir: Path
+    """Folder of this run: config, log, checkpoints, report."""
+    train_steps: int = Field(gt=0)
+    micro_batch_size: int = Field(gt=0)
+    """Samples per forward pass on one data-parallel rank."""
+    global_batch_size: int = Field(gt=0)
+    """Samples per step over all data-parallel ranks."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 keeps fp32 main weights, gradients and optimizer state."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Recompute activations in the backward pass: attention only (selective) or whole layers (full)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 1234
+    """Key of the initial weights."""
+    eval_interval: int = Field(0, ge=0)
+    """Steps between evaluations on the held-out sets; 0: only at the end."""
+    eval_samples: int | None = Field(None, gt=0)
+    """Samples per held-out set in each evaluation; default: all of them."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and what a run starts from."""
+
+    save_interval: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    resume: bool = True
+    """Continue from the newest checkpoint of the run folder when there is one."""
+    load: Path | None = None
+    """Checkpoint whose weights a new run starts from (weights only: continued pretraining)."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """A save that takes longer ends the run with an error."""
+
+
+class LogConfig(Section):
+    """What is printed and written while the run goes."""
+
+    log_interval: int = Field(10, gt=0)
+    """Steps between console lines; the JSON-lines log has every step."""
+
+
+class RunConfig(Section):
+    """The whole tree."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    optim: OptimConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def num_microbatches(self, data_parallel_size: int) -> int:
+        """Micro-batches per step on each of `data_parallel_size` ranks."""
+        return self.train.global_batch_size // (self.train.micro_batch_size * data_parallel_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest input in tokens."""
+        return self.model.max_position_embeddings or self.data.sequence_length
+
+    @property
+    def lr_decay_steps(self) -> int:
+        """Step at which the learning rate stops decaying."""
+        return self.optim.lr_decay_steps or self.train.train_steps
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """`vocab_size` rounded up to a multiple of VOCAB_MULTIPLE."""
+    return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a YAML file, apply dotted overrides (`optim.lr=3e-4`) and validate.
+
+    Raises ConfigError for a missing or malformed file, unknown keys, and settings that do not fit.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config file not found: {path}. Give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read config file {path}: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {path} holds {type(tree).__name__}, not sections. See examples/quickstart/gpt.yaml.")
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_dict(tree)
+
+
+def config_from_dict(tree: dict[str, Any]) -> RunConfig:
+    """Build and validate the tree from plain values (as saved with runs and checkpoints)."""
+    tree = _expand_aliases(tree)
+    for key, known in _unknown_keys(tree, RunConfig, ""):
+        raise ConfigError(f"unknown config key '{key}'. {_nearest(key, known)}")
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}{_got(e)}" for e in error.errors()]
+        raise ConfigError("; ".join(problems)) from None
+    _check_rules(config)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved tree as YAML; `load_config` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of the tree, in order."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        child = _child_section(field.annotation)
+        keys += config_keys(child, f"{prefix}{name}.") if child else [prefix + name]
+    return keys
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override '{override}' is not of the form section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"value of override '{override}' is not YAML: {_one_line(error)}") from None
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section.")
+        node = child
+    if len(parents) == 1 and parents[0] == "parallel":
+        leaf = ALIASES.get(leaf, leaf)
+    node[leaf] = value
+
+
+def _expand_aliases(tree: dict[str, Any]) -> dict[str, Any]:
+    parallel = tree.get("parallel")
+    if not isinstance(parallel, dict):
+        return tree
+    expanded: dict[str, Any] = {}
+    for key, value in parallel.items():
+        key = ALIASES.get(key, key)
+        if key in expanded:
+            raise ConfigError(f"parallel.{key} is given twice, once by its short name.")
+        expanded[key] = value
+    return {**tree, "parallel": expanded}
+
+
+def _child_section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _unknown_keys(tree: Any, section: type[Section], prefix: str) -> Iterator[tuple[str, list[str]]]:
+    if not isinstance(tree, dict):
+        return
+    for name, value in tree.items():
+        if name not in section.model_fields:
+            yield f"{prefix}{name}", config_keys()
+        elif child := _child_section(section.model_fields[name].annotation):
+            yield from _unknown_keys(value, child, f"{prefix}{name}.")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    names = list(known)
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if not close:
+        leaves = {name.rpartition(".")[2]: name for name in names}
+        close = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]
+    return f"Did you mean '{close[0]}'?" if close else f"Known sections: {', '.join(RunConfig.model_fields)}."
+
+
+def _got(error: Any) -> str:
+    return "" if error["type"] == "missing" else f" (got {error['input']!r})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _divides(what: str, value: int, by_what: str, by: int, way_out: str) -> None:
+    if value % by:
+        raise ConfigError(f"{what} = {value} is not divisible by {by_what} = {by}. {way_out}")
+
+
+def _check_rules(config: RunConfig) -> None:
+    """Rules between settings that hold whatever the number of ranks."""
+    model, parallel, train, data, split = config.model, config.parallel, config.train, config.data, config.data.split
+    tp, pp, vpp = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+    )
+    if model.kv_channels is None:
+        _divides("model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels.")
+    if model.head_dim % 2:
+        raise ConfigError(f"the head width {model.head_dim} is odd; rotary embeddings turn pairs. Set model.kv_channels to an even number.")
+    _divides(
+        "model.num_attention_heads", model.num_attention_heads, "model.num_query_groups", model.query_groups, "Change one of the two."
+    )
+    tp_name, tp_out = "parallel.tensor_model_parallel_size", "Change parallel.tensor_model_parallel_size."
+    _divides("model.num_attention_heads", model.num_attention_heads, tp_name, tp, tp_out)
+    _divides("model.num_query_groups", model.query_groups, tp_name, tp, tp_out)
+    _divides("model.ffn_hidden_size", model.ffn_hidden_size, tp_name, tp, tp_out)
+    _divides("the padded vocabulary", VOCAB_MULTIPLE, tp_name, tp, f"It divides {VOCAB_MULTIPLE}: use 1, 2, 4, 8 or 16.")
+    stages = pp * (vpp or 1)
+    _divides("model.num_layers", model.num_layers, "pipeline stages", stages, "Change parallel.pipeline_model_parallel_size.")
+    if vpp and pp < 2:
+        raise ConfigError(f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2.")
+    if parallel.sequence_parallel:
+        if tp == 1:
+            raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
+        _divides("data.sequence_length", data.sequence_length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
+    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
+        raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
+    if config.max_positions < data.sequence_length:
+        raise ConfigError(
+            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Raise the latter."
+        )
+    _divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size, "Change one of the two.")
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr = {config.optim.min_lr} exceeds optim.lr = {config.optim.lr}. Lower it.")
+    if config.optim.lr_warmup_steps >= config.lr_decay_steps:
+        raise ConfigError(
+            f"optim.lr_warmup_steps = {config.optim.lr_warmup_steps} leaves nothing of the {config.lr_decay_steps} decay steps. Lower it."
+        )
+    if data.stride is not None and data.sampling == "packed":
+        raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
+    if data.random_phase and config.tokenizer.kind != "kmer":
+        raise ConfigError(f"data.random_phase is for tokenizer.kind=kmer, not {config.tokenizer.kind}. Set it to false.")
+    _check_split(split)
+
+
+def _check_split(split: SplitConfig) -> None:
+    given = {
+        "contig": bool(split.valid_contigs or split.test_contigs),
+        "bed": bool(split.valid_bed or split.test_bed),
+        "block": bool(split.valid_fraction or split.test_fraction),
+    }
+    for rule, is_given in given.items():
+        if is_given and split.by != rule:
+            raise ConfigError(f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. Set data.split.by={rule}.")
+    if split.by != "none" and not given[split.by]:
+        needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction"}[split.by]
+        raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
+    if split.valid_fraction + split.test_fraction >= 1:
+        raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")
+
+
+def check_world(config: RunConfig, world_size: int) -> int:
+    """Check that the layout fits `world_size` ranks; return the data-parallel size."""
+    parallel, train = config.parallel, config.train
+    model_parallel = parallel.model_parallel_size
+    if world_size % model_parallel:
+        raise ConfigError(
+            f"{world_size} rank(s) cannot hold tensor parallel {parallel.tensor_model_parallel_size} x pipeline parallel "
+            f"{parallel.pipeline_model_parallel_size} = {model_parallel} ranks per model copy. Start a multiple of {model_parallel} ranks."
+        )
+    data_parallel = world_size // model_parallel
+    per_pass = train.micro_batch_size * data_parallel
+    if train.global_batch_size % per_pass:
+        raise ConfigError(
+            f"train.global_batch_size = {train.global_batch_size} is not divisible by train.micro_batch_size x data-parallel size = "
+            f"{train.micro_batch_size} x {data_parallel} = {per_pass}. Change one of them."
+        )
+    num_microbatches = config.num_microbatches(data_parallel)
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if vpp and num_microbatches % pp:
+        raise ConfigError(
+            f"{num_microbatches} micro-batches per step do not divide into groups of {pp} pipeline ranks, which the interleaved schedule "
+            "needs. Change train.global_batch_size or train.micro_batch_size."
+        )
+    return data_parallel

@@ -1,0 +1,23 @@
+"""The errors a user can cause. Each message names the value, the limit and the way out.
+
+The command line prints such an error as one line and exits with `exit_code`; anything else that
+escapes is a fault of ours and keeps its traceback.
+"""
+
+
+class DnaPretrainError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+    exit_code = 2
+
+
+class ConfigError(DnaPretrainError):
+    """A setting is unknown, out of range, or does not fit another setting."""
+
+
+class DataError(DnaPretrainError):
+    """Input or a shard cannot be used as it is: names the file, the record and the line."""
+
+
+class CheckpointError(DnaPretrainError):
+    """A checkpoint is missing, damaged, incomplete, or does not fit the run."""

@@ -1,0 +1,1 @@
+"""The network on Megatron-core's parallel layers, its initial weights, and its loss."""

@@ -1,0 +1,1 @@
+"""Ranks: the launch environment, the device, Megatron's process groups, and the CPU engine."""
