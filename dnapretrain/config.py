@@ -191,6 +191,8 @@ class TrainConfig(Section):
     run_dir: Path
     """Folder of this run: config, log, checkpoints, report."""
     train_steps: int = Field(gt=0)
+    stop_at_step: int | None = Field(None, gt=0)
+    """Stop here with a checkpoint; the schedule still runs to train_steps, so a later start goes on as if nothing had stopped."""
     micro_batch_size: int = Field(gt=0)
     """Samples per forward pass on one data-parallel rank."""
     global_batch_size: int = Field(gt=0)

@@ -1,0 +1,313 @@
+"""The command line: `dnapretrain VERB`. Each verb parses, calls one function and prints.
+
+Implementations are imported when their verb runs, so that `--help`, `preprocess` and `inspect` start
+without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnapretrain import __version__
+from dnapretrain.errors import ConfigError, DnaPretrainError
+
+if TYPE_CHECKING:
+    from dnapretrain.config import RunConfig
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code. Errors of the user are one line on stderr."""
+    parsed = _parser().parse_args(arguments)
+    verb: Verb = parsed.verb
+    try:
+        return verb(parsed)
+    except DnaPretrainError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, `dnapretrain inspect | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by the user\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dnapretrain", description="From FASTA files to a DNA language model, and out to Hugging Face.")
+    parser.add_argument("--version", action="version", version=f"dnapretrain {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for add in (_add_preprocess, _add_inspect, _add_pretrain, _add_evaluate, _add_convert, _add_generate, _add_report, _add_verify, _add_doctor):
+        add(verbs)
+    return parser
+
+
+def _add_preprocess(verbs: Any) -> None:
+    verb = verbs.add_parser("preprocess", help="FASTA files -> base shards (.bin, .idx, .bed, .json)")
+    verb.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="FASTA file (plain or gzip), or a folder of them")
+    verb.add_argument("--output", required=True, type=Path, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx, PREFIX.bed, PREFIX.json")
+    verb.add_argument("--workers", type=int, default=1, help="input files read at the same time; the output does not depend on it")
+    verb.add_argument("--min-n-run", type=int, default=10, help="cut where at least so many N stand in a row (default 10)")
+    verb.add_argument("--min-length", type=int, default=1, help="leave out segments shorter than so many bases, counted (default 1)")
+    verb.add_argument("--assembly", help="name of the assembly in loci (one input); default: the file name")
+    verb.add_argument("--sha256", action="store_true", help="record SHA-256 of the inputs beside XXH3-128")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing shard")
+    verb.set_defaults(verb=_preprocess)
+
+
+def _preprocess(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.preprocess import preprocess
+
+    preprocess(
+        arguments.inputs,
+        arguments.output,
+        workers=arguments.workers,
+        min_n_run=arguments.min_n_run,
+        min_length=arguments.min_length,
+        assembly=arguments.assembly,
+        sha256=arguments.sha256,
+        overwrite=arguments.overwrite,
+    )
+    print(format_inspection(inspect_shard(arguments.output)))
+    return 0
+
+
+def _add_inspect(verbs: Any) -> None:
+    verb = verbs.add_parser("inspect", help="what a shard holds")
+    verb.add_argument("prefix", type=Path, metavar="PREFIX")
+    verb.add_argument("--check", action="store_true", help="read every base and compare with the recorded digest")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.inspect import format_inspection, inspect_shard
+
+    inspection = inspect_shard(arguments.prefix, check=arguments.check)
+    print(json.dumps(inspection, indent=1) if arguments.json else format_inspection(inspection))
+    return 0
+
+
+def _add_run_arguments(verb: Any) -> None:
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. optim.lr=3e-4 parallel.tp=2")
+    verb.add_argument("--ranks", type=int, help="ranks to start on this machine; default: one per GPU, or one model copy on CPU")
+
+
+def _add_pretrain(verbs: Any) -> None:
+    verb = verbs.add_parser("pretrain", help="train; resumes when the run folder has a checkpoint")
+    verb.add_argument("config", type=Path, metavar="FILE", help="YAML file with the sections data, tokenizer, model, parallel, optim, train, ...")
+    _add_run_arguments(verb)
+    verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    verb.set_defaults(verb=_pretrain)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import dump_config, load_config
+    from dnapretrain.parallel.launch import is_launched
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    if not is_launched():
+        ranks = _check_before_launch(config, arguments.ranks)
+        if ranks > 1:
+            from dnapretrain.parallel.launch import launch_local
+
+            return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
+    from dnapretrain.train.run import pretrain
+
+    pretrain(config)
+    return 0
+
+
+def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
+    """Number of ranks to start, after every check that needs no ranks: a mistake is then reported once."""
+    from dnapretrain.config import check_world
+    from dnapretrain.data.samples import held_out_streams, train_stream
+    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.parallel.launch import default_ranks
+
+    if wanted_ranks is not None and wanted_ranks < 1:
+        raise ConfigError(f"--ranks = {wanted_ranks}: at least 1.")
+    ranks = wanted_ranks or default_ranks(config.train.device, config.parallel.model_parallel_size)
+    check_world(config, ranks)
+    tokenizer = build_tokenizer(config.tokenizer)
+    train_stream(config.data, tokenizer)
+    held_out_streams(config.data, tokenizer)
+    return ranks
+
+
+def _add_evaluate(verbs: Any) -> None:
+    verb = verbs.add_parser("evaluate", help="loss and bits per base of a checkpoint on its held-out sets")
+    verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
+    _add_run_arguments(verb)
+    verb.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME", help="a held-out set (repeatable); default: all")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.convert.native import CONFIG_FILE, find_checkpoint
+    from dnapretrain.parallel.launch import is_launched
+
+    checkpoint = find_checkpoint(arguments.run)
+    config = load_config(checkpoint / CONFIG_FILE, arguments.overrides)
+    if not is_launched():
+        ranks = _check_before_launch(config, arguments.ranks)
+        if ranks > 1:
+            from dnapretrain.parallel.launch import launch_local
+
+            sets = [part for name in arguments.sets for part in ("--set", name)]
+            flags = sets + (["--json"] if arguments.json else [])
+            return launch_local(["evaluate", str(checkpoint), *arguments.overrides, *flags], ranks)
+    from dnapretrain.parallel.platform import launch_environment
+    from dnapretrain.train.run import evaluate
+
+    results = evaluate(config, checkpoint, tuple(arguments.sets))
+    if launch_environment().rank == 0:
+        if arguments.json:
+            print(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
+        else:
+            for name, result in results.items():
+                print(f"{name}: loss {result.loss:.4f}, {result.bits_per_base:.4f} bits per base over {result.num_tokens:,} tokens")
+    return 0
+
+
+def _add_convert(verbs: Any) -> None:
+    convert = verbs.add_parser("convert", help="native checkpoints <-> Hugging Face folders")
+    directions = convert.add_subparsers(required=True, metavar="DIRECTION")
+    to_hf = directions.add_parser("to-hf", help="a run or checkpoint -> a folder that transformers loads")
+    to_hf.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    to_hf.add_argument("target", type=Path, metavar="DIR")
+    to_hf.set_defaults(verb=_to_hf)
+    from_hf = directions.add_parser("from-hf", help="a Hugging Face folder -> a checkpoint for checkpoint.load")
+    from_hf.add_argument("source", type=Path, metavar="DIR")
+    from_hf.add_argument("target", type=Path, metavar="CHECKPOINT")
+    from_hf.set_defaults(verb=_from_hf)
+
+
+def _to_hf(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.hf import to_hf
+
+    print(json.dumps(to_hf(arguments.source, arguments.target), indent=1))
+    return 0
+
+
+def _from_hf(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.hf import from_hf
+
+    print(json.dumps(from_hf(arguments.source, arguments.target), indent=1))
+    return 0
+
+
+def _add_generate(verbs: Any) -> None:
+    verb = verbs.add_parser("generate", help="DNA from a Hugging Face folder, as FASTA")
+    verb.add_argument("model", type=Path, metavar="DIR", help="folder made by `convert to-hf`")
+    verb.add_argument("--prompt", action="append", default=None, metavar="BASES", help="sequence to continue (repeatable); default: none")
+    verb.add_argument("--num-bases", type=int, default=200, help="bases to add to each prompt (default 200)")
+    verb.add_argument("--num-samples", type=int, default=1, help="sequences per prompt (default 1)")
+    verb.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest base every time (default 1)")
+    verb.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: among all")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    verb.add_argument("--output", type=Path, metavar="FASTA", help="write there instead of printing")
+    verb.set_defaults(verb=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from dnapretrain.adapt.generate import generate, to_fasta
+
+    records = generate(
+        arguments.model,
+        arguments.prompt or [""],
+        num_bases=arguments.num_bases,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        num_samples=arguments.num_samples,
+        device=arguments.device,
+    )
+    fasta = to_fasta(records)
+    if arguments.output:
+        arguments.output.write_text(fasta)
+    else:
+        print(fasta, end="")
+    return 0
+
+
+def _add_report(verbs: Any) -> None:
+    verb = verbs.add_parser("report", help="the loss curve of a run as a picture")
+    verb.add_argument("run", type=Path, metavar="RUN")
+    verb.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/loss.png")
+    verb.set_defaults(verb=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from dnapretrain.report import loss_curve
+
+    output = arguments.output or arguments.run / "loss.png"
+    loss_curve(arguments.run, output)
+    print(output)
+    return 0
+
+
+def _add_verify(verbs: Any) -> None:
+    verify = verbs.add_parser("verify", help="proofs for your own configuration")
+    proofs = verify.add_subparsers(required=True, metavar="PROOF")
+    resume = proofs.add_parser("resume", help="train N steps; train k, stop, resume to N; compare every loss, weight and moment")
+    resume.add_argument("config", type=Path, metavar="CONFIG")
+    _add_run_arguments(resume)
+    resume.add_argument("--steps", type=int, default=20, help="N (default 20)")
+    resume.add_argument("--stop-at", type=int, help="k; default: N / 2")
+    resume.add_argument(
+        "--resume-with",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="settings of the resumed half only, e.g. parallel.tp=1: then losses must agree within a tolerance, not bit for bit",
+    )
+    resume.add_argument("--resume-ranks", type=int, help="ranks of the resumed half; default: as before")
+    resume.add_argument("--output", type=Path, default=Path("verify-resume"), metavar="DIR", help="runs and proof.json (default verify-resume)")
+    resume.set_defaults(verb=_verify_resume)
+
+
+def _verify_resume(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.verify import format_proof, verify_resume
+
+    config = load_config(arguments.config, arguments.overrides)
+    proof = verify_resume(
+        config,
+        ranks=_check_before_launch(config, arguments.ranks),
+        steps=arguments.steps,
+        stop_at=arguments.stop_at if arguments.stop_at is not None else arguments.steps // 2,
+        resume_overrides=arguments.resume_with,
+        resume_ranks=arguments.resume_ranks,
+        output=arguments.output,
+    )
+    print(format_proof(proof))
+    return 0 if proof["passed"] else 1
+
+
+def _add_doctor(verbs: Any) -> None:
+    verb = verbs.add_parser("doctor", help="what is installed here, and which path each part would take")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dnapretrain.doctor import diagnose, format_diagnosis
+
+    diagnosis = diagnose()
+    print(json.dumps(diagnosis, indent=1) if arguments.json else format_diagnosis(diagnosis))
+    return 0 if diagnosis["ok"] else 1

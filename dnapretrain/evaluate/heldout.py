@@ -1,0 +1,62 @@
+"""Loss on a held-out set, in nats per token and bits per base, under any layout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from dnapretrain.data.samples import SampleStream
+from dnapretrain.model.batches import BatchPlace, step_batches
+from dnapretrain.model.loss import forward_step
+from dnapretrain.parallel.groups import sum_over_data_parallel
+
+MICROBATCHES_PER_PASS = 16
+"""Micro-batches given to the pipeline schedule at a time."""
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """The loss over one held-out set."""
+
+    loss: float
+    """Nats per target token."""
+    bits_per_base: float
+    num_tokens: int
+    num_samples: int
+
+
+@torch.no_grad()
+def held_out_loss(
+    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, bases_per_token: int, max_samples: int | None = None
+) -> HeldOutLoss:
+    """Mean loss over the first `max_samples` samples of `stream` (default: all), each scored once; equal on every rank."""
+    num_samples = min(stream.num_samples, max_samples or stream.num_samples)
+    per_round = place.micro_batch_size * place.data_parallel_size
+    rounds = math.ceil(num_samples / per_round)
+    totals = torch.zeros(3, dtype=torch.float64, device=place.device)
+    for chunk in chunks:
+        chunk.eval()
+    for first_round in range(0, rounds, MICROBATCHES_PER_PASS):
+        # Always whole passes: rounds beyond the end hold only samples of weight 0, and the interleaved
+        # schedule needs a multiple of the pipeline size.
+        first_sample = first_round * per_round
+        reports = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=step_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, end=num_samples),
+            model=chunks,
+            num_microbatches=MICROBATCHES_PER_PASS,
+            seq_length=sequence_length,
+            micro_batch_size=place.micro_batch_size,
+            forward_only=True,
+        )
+        for report in reports:
+            totals += report
+    for chunk in chunks:
+        chunk.train()
+    loss_sum, weight_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+    loss = loss_sum / weight_sum
+    return HeldOutLoss(loss, loss * math.log2(math.e) / bases_per_token, int(num_tokens), num_samples)

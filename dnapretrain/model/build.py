@@ -1,0 +1,169 @@
+"""Builds this rank's model chunks: the one place where Megatron's many settings are met.
+
+Initial weights are keyed by parameter name (`initial_weight`), so every layout starts from the same model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
+from dnapretrain.errors import ConfigError
+from dnapretrain.model.decoder import Decoder, decoder_spec
+from dnapretrain.parallel.platform import Platform
+
+NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""Norm names of the torch spec and the names they are stored under: Transformer Engine's, where the norm is fused."""
+
+
+def use_transformer_engine(model: ModelConfig, platform: Platform) -> bool:
+    """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
+    if model.transformer_impl == "torch":
+        return False
+    missing = [] if platform.is_cuda else ["a CUDA device"]
+    if importlib.util.find_spec("transformer_engine") is None:
+        missing.append("the package transformer_engine")
+    if missing and model.transformer_impl == "transformer_engine":
+        raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
+    return not missing
+
+
+def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, recompute: str, platform: Platform) -> TransformerConfig:
+    """Megatron-core's TransformerConfig from our sections; every other field keeps Megatron's default."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        use_cpu_initialization=not platform.is_cuda,
+        recompute_granularity=None if recompute == "none" else recompute,
+        recompute_method="uniform" if recompute == "full" else None,
+        recompute_num_layers=1 if recompute == "full" else None,
+        # One sum over all tokens of the global batch, divided once: the same for every layout.
+        calculate_per_token_loss=True,
+        # Batched p2p pairs messages of the interleaved schedule wrongly where two stages are neighbours on
+        # both sides: the loss is right and the gradient silently wrong.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        # On CPU a send may still be reading the tensor when its memory would be given back (no stream orders them).
+        deallocate_pipeline_outputs=platform.is_cuda,
+    )
+
+
+def build_chunks(config: RunConfig, vocab_size: int, platform: Platform) -> list[Decoder]:
+    """This rank's model chunks (one, or one per virtual stage) with their initial weights, on the device."""
+    transformer_config = to_transformer_config(config.model, config.parallel, config.train.precision, config.train.recompute, platform)
+    use_te = use_transformer_engine(config.model, platform)
+    virtual = config.parallel.virtual_pipeline_model_parallel_size
+    chunks = []
+    for stage in range(virtual or 1):
+        vp_stage = stage if virtual else None
+        first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        chunk = Decoder(
+            transformer_config,
+            real_vocab_size=vocab_size,
+            transformer_layer_spec=decoder_spec(transformer_config, use_te, vp_stage),
+            vocab_size=padded_vocab_size(vocab_size),
+            max_sequence_length=config.max_positions,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=not config.model.untie_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            rotary_base=config.model.rotary_base,
+            vp_stage=vp_stage,
+        )
+        chunks.append(chunk.to(platform.device))
+    initialize(chunks, config.model, vocab_size, config.train.seed)
+    return chunks
+
+
+def wrap_for_training(chunks: list[Decoder], parallel: ParallelConfig, precision: str) -> list[DistributedDataParallel]:
+    """The chunks in Megatron's data-parallel wrapper; gradients are accumulated and reduced in fp32."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+    )
+    wrapped = []
+    for index, chunk in enumerate(chunks):
+        module = Float16Module(chunk.config, chunk) if precision == "bf16" else chunk
+        wrapped.append(DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=index > 0))
+    return wrapped
+
+
+def named_weights(chunks: list[Decoder]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(canonical name, parameter) of this rank's chunks: global layer numbers, Transformer Engine's norm names."""
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if name.startswith("decoder.layers."):
+                _, _, index, rest = name.split(".", 3)
+                for torch_name, stored_name in NORM_KEYS.items():
+                    rest = rest.replace(torch_name, stored_name)
+                name = f"decoder.layers.{chunk.decoder.layers[int(index)].layer_number - 1}.{rest}"
+            if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
+                name = "embedding.word_embeddings.weight"
+            yield name, parameter
+
+
+@torch.no_grad()
+def initialize(chunks: list[Decoder], model: ModelConfig, vocab_size: int, seed: int) -> None:
+    """Set every weight from (seed, canonical name): the same model under every layout and on every device."""
+    tp_rank = parallel_state.get_tensor_model_parallel_rank()
+    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    for name, parameter in named_weights(chunks):
+        axis = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        shape = list(parameter.shape)
+        if axis is not None:
+            shape[axis] *= tp_size
+        full = initial_weight(name, shape, model, vocab_size, seed)
+        if axis is not None and "linear_fc1" in name:  # each rank holds its part of the gate, then of the up projection
+            full = torch.cat([half.chunk(tp_size, dim=axis)[tp_rank] for half in full.chunk(2, dim=axis)], dim=axis)
+        elif axis is not None:
+            full = full.chunk(tp_size, dim=axis)[tp_rank]
+        parameter.copy_(full)
+
+
+def initial_weight(name: str, shape: list[int], model: ModelConfig, vocab_size: int, seed: int) -> torch.Tensor:
+    """The full initial tensor `name` in fp32: gains 1; normal(0, std), smaller by sqrt(2 layers) where a block ends; padding rows 0."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    ends_block = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    std = model.init_method_std / math.sqrt(2 * model.num_layers) if ends_block else model.init_method_std
+    generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) >> 1)
+    full = torch.empty(shape).normal_(0.0, std, generator=generator)
+    if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        full[vocab_size:] = 0.0
+    return full

@@ -1,0 +1,41 @@
+"""The decoder: Megatron-core's GPTModel in Llama style, with the padding of the vocabulary kept out of the softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from dnapretrain.model.layers import RMSNorm, SdpaAttention
+
+
+class Decoder(GPTModel):
+    """GPTModel whose logits beyond `real_vocab_size` never enter the softmax."""
+
+    def __init__(self, config: TransformerConfig, *, real_vocab_size: int, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        self.real_vocab_size = real_vocab_size
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy in nats per token, [B, S], from labels [B, S] and this rank's logits [S, B, V/TP]."""
+        width = logits.shape[-1]
+        first_padding = self.real_vocab_size - self.tp_group.rank() * width
+        if first_padding < width:
+            logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min
+        return super().compute_language_model_loss(labels, logits)
+
+
+def decoder_spec(config: TransformerConfig, use_te: bool, vp_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
+    """The layer spec: Transformer Engine's fused modules, or Megatron's parallel layers with our norm and attention."""
+    if use_te:
+        return get_gpt_layer_with_transformer_engine_spec()
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = SdpaAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm)

@@ -1,0 +1,40 @@
+"""The forward step that Megatron's schedules call, and the loss it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from dnapretrain.model.batches import DeviceBatch
+
+
+LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def forward_step(batches: Iterator[DeviceBatch | None], model: Any) -> tuple[torch.Tensor, LossFunction]:
+    """Run this stage on the next micro-batch; middle stages get None and take their input from the stage before."""
+    batch = next(batches)
+    if batch is None:
+        return model(None, None, None), _no_loss
+    output = model(batch.tokens_BS, batch.positions_BS, None, labels=batch.labels_BS)
+    return output, partial(weighted_loss, batch.loss_mask_BS)
+
+
+def weighted_loss(loss_mask_BS: torch.Tensor, losses_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sum of weighted losses, number of targets, [loss sum, weight sum, targets] to report).
+
+    Gradients are divided once by the number of targets (weight above 0) in the global batch, the reported
+    loss by the sum of weights; the two are equal unless soft-masked bases are weighted down.
+    """
+    losses = losses_BS.float()
+    loss_sum = (losses * loss_mask_BS).sum()
+    num_targets = (loss_mask_BS > 0).sum().to(torch.int)
+    report = torch.stack([loss_sum.detach().double(), loss_mask_BS.double().sum(), num_targets.double()])
+    return loss_sum, num_targets, report
+
+
+def _no_loss(output: torch.Tensor) -> Any:
+    raise RuntimeError("a middle pipeline stage has no loss")

@@ -1,0 +1,90 @@
+"""Megatron's process groups for one layout: start them, ask about them, take them down again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dnapretrain.config import ParallelConfig
+from dnapretrain.errors import DnaPretrainError
+from dnapretrain.parallel.platform import Platform
+
+TIMEOUT = timedelta(minutes=10)
+"""A collective that waits longer than this ends the run with an error."""
+
+
+def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None) -> None:
+    """Join the other ranks and build the tensor-, pipeline- and data-parallel groups.
+
+    `store` replaces the rendezvous address (MASTER_ADDR, MASTER_PORT) when the caller has one.
+    """
+    if platform.world_size == 1 and store is None:
+        store = dist.HashStore()
+    rendezvous: dict[str, Any] = {"init_method": "env://"} if store is None else {"store": store}
+    device = {"device_id": platform.device} if platform.is_cuda else {}
+    dist.init_process_group(
+        platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **rendezvous, **device
+    )
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def stop_groups() -> None:
+    """Take the groups down; safe to call when there are none."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
+    """`values` summed in place over data- and context-parallel ranks, then sent from the last pipeline stage to all."""
+    from megatron.core import parallel_state
+
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(
+            values, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=parallel_state.get_pipeline_model_parallel_group()
+        )
+    return values
+
+
+def sum_of_ranks(value: int) -> int:
+    """The sum of `value` over all ranks."""
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return int(total.item())
+
+
+def main_rank_does(action: Callable[[], None], error: type[DnaPretrainError], what: str) -> None:
+    """Run `action` on rank 0 while the others wait; if it fails, raise `error` on every rank."""
+    with on_every_rank(error, what):
+        if dist.get_rank() == 0:
+            action()
+
+
+@contextmanager
+def on_every_rank(error: type[DnaPretrainError], what: str) -> Iterator[None]:
+    """Turn a failure of the body on any rank into `error` on every rank, so that none is left waiting."""
+    problem = None
+    try:
+        yield
+    except Exception as failure:
+        problem = failure
+    if sum_of_ranks(0 if problem is None else 1):
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:500] if problem else "another rank failed"
+        raise error(f"{what}: {reason}") from problem

@@ -1,0 +1,251 @@
+"""Checkpoints of a run: written whole or not at all, checked when read.
+
+`<run_dir>/checkpoints/step_00000100/` holds `weights/` (Megatron-core's torch_dist format, readable under
+any layout), `run.yaml`, `tokenizer.json` and, written last, `state.json` with the sample position, the data
+digest and the digest of every file. `<run_dir>/checkpoints/latest` names the newest one. FORMAT.md has the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from dnapretrain import __version__
+from dnapretrain.config import RunConfig, dump_config
+from dnapretrain.convert.native import read_config, read_state
+from dnapretrain.errors import CheckpointError
+from dnapretrain.parallel.groups import main_rank_does, on_every_rank, sum_of_ranks
+from dnapretrain.parallel.platform import Platform
+from dnapretrain.train.optimizer import allocate_state
+
+FORMAT_VERSION = 1
+SHARDING = {
+    # Tensors are stored whole under one name each, so that any layout can read them.
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "non_homogeneous_layers": True,
+    "chained_optim_avoid_prefix": True,
+}
+
+
+@dataclass(frozen=True)
+class RunPosition:
+    """Where a run stands: what is needed, beside the tensors, to go on exactly."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    schedule_samples: int = 0
+    """Samples the learning-rate schedule has advanced by: those of steps that updated the weights."""
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """True when the run folder names a finished checkpoint."""
+    return (run_dir / "checkpoints" / "latest").is_file()
+
+
+def save_checkpoint(
+    config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, position: RunPosition, tokenizer: dict[str, Any], data_digest: str
+) -> Path:
+    """Write a checkpoint with all ranks; return its folder. A save beyond checkpoint.timeout_seconds ends the process."""
+    parent = config.train.run_dir / "checkpoints"
+    final = parent / f"step_{position.step:08d}"
+    partial = parent / f".{final.name}.partial"
+
+    def prepare() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "weights").mkdir(parents=True)
+
+    with _ends_within(config.checkpoint.timeout_seconds, f"saving {final}"):
+        main_rank_does(prepare, CheckpointError, f"cannot write below {parent}")
+        with on_every_rank(CheckpointError, f"cannot save {final}"):
+            dist_checkpointing.save(
+                _sharded_state(chunks, optimizer, is_loading=False), str(partial / "weights"), content_metadata=dict(SHARDING)
+            )
+        files = _digest_files(partial / "weights", platform)
+
+        def finish() -> None:
+            (partial / "run.yaml").write_text(dump_config(config))
+            (partial / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))
+            state = {
+                "format": FORMAT_VERSION,
+                "dnapretrain": __version__,
+                **asdict(position),
+                "data_digest": data_digest,
+                "world_size": platform.world_size,
+                "files": files,
+            }
+            _write_synced(partial / "state.json", json.dumps(state, indent=1))
+            _sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _write_synced(parent / ".latest.partial", final.name + "\n")
+            (parent / ".latest.partial").replace(parent / "latest")
+            _sync_folder(parent)
+
+        main_rank_does(finish, CheckpointError, f"cannot finish {final}")
+    return final
+
+
+def load_checkpoint(
+    checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, data_digest: str
+) -> RunPosition:
+    """Read weights and optimizer state into place and return the position.
+
+    Raises CheckpointError when the checkpoint is damaged, or is of another model, tokenizer, precision or data.
+    """
+    state = read_state(checkpoint)
+    _check_fits(checkpoint, read_config(checkpoint), config)
+    if state["data_digest"] != data_digest:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} was trained on other data or another sample order (digest {state['data_digest']}, now {data_digest}). "
+            "Restore data.* and the shards, or start a new run from its weights: checkpoint.load=<it> with another train.run_dir."
+        )
+    _verify_files(checkpoint, state, platform)
+    allocate_state(optimizer)
+    sharded = _sharded_state(chunks, optimizer, is_loading=True)
+    loaded = _load(sharded, checkpoint, strict=StrictHandling.RAISE_ALL)
+    _load_chunks(chunks, loaded)
+    optimizer.load_state_dict(loaded["optimizer"])
+    return RunPosition(**{name: state[name] for name in RunPosition.__dataclass_fields__})
+
+
+def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:
+    """Read only the weights into the chunks (evaluation, a new run from old weights)."""
+    stored = read_config(checkpoint)
+    _check_same(checkpoint, stored, config, ("model", "tokenizer"))
+    _verify_files(checkpoint, read_state(checkpoint), platform)
+    _load_chunks(chunks, _load(_sharded_model(chunks), checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED))
+
+
+def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> dict[str, Any]:
+    with on_every_rank(CheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
+        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(checkpoint / "weights"), strict=strict)
+    return loaded
+
+
+def _sharded_model(chunks: list[Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for index, chunk in enumerate(chunks):
+        sharded = _unwrapped(chunk).sharded_state_dict(metadata=dict(SHARDING))
+        # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names.
+        parts[f"model{index}"] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
+    return parts
+
+
+def _sharded_state(chunks: list[Any], optimizer: Any, is_loading: bool) -> dict[str, Any]:
+    model = _sharded_model(chunks)
+    return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(SHARDING))}
+
+
+def _load_chunks(chunks: list[Any], loaded: dict[str, Any]) -> None:
+    for index, chunk in enumerate(chunks):
+        _, unexpected = _unwrapped(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
+        if unexpected:
+            raise CheckpointError(f"the checkpoint holds weights this model has not: {unexpected}")
+
+
+def _unwrapped(chunk: Any) -> Any:
+    """The module inside Megatron's wrappers: its names do not change with the wrapping."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def _check_fits(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
+    _check_same(checkpoint, stored, config, ("model", "tokenizer"))
+    for key, was, now in (
+        ("train.precision", stored.train.precision, config.train.precision),
+        ("parallel.use_distributed_optimizer", stored.parallel.use_distributed_optimizer, config.parallel.use_distributed_optimizer),
+        ("train.global_batch_size", stored.train.global_batch_size, config.train.global_batch_size),
+    ):
+        if was != now:
+            raise CheckpointError(f"checkpoint {checkpoint} was written with {key}={was}, now {now}. Set it back, or give another train.run_dir.")
+
+
+def _check_same(checkpoint: Path, stored: RunConfig, config: RunConfig, sections: tuple[str, ...]) -> None:
+    for section in sections:
+        was, now = getattr(stored, section).model_dump(), getattr(config, section).model_dump()
+        for key in was:
+            if was[key] != now[key] and key not in ("transformer_impl", "init_method_std", "max_position_embeddings"):
+                raise CheckpointError(
+                    f"checkpoint {checkpoint} has {section}.{key}={was[key]}, the run has {now[key]}. Set it back, or give another train.run_dir."
+                )
+
+
+def _digest_files(weights: Path, platform: Platform) -> dict[str, dict[str, Any]]:
+    """Size and XXH3-128 of each file, the work shared out over the ranks."""
+    names = sorted(path.name for path in weights.iterdir())
+    mine = {name: _digest(weights / name) for name in names[platform.rank :: platform.world_size]}
+    gathered: list[Any] = [None] * platform.world_size
+    torch.distributed.all_gather_object(gathered, mine)
+    together = {name: entry for part in gathered for name, entry in part.items()}
+    return {name: together[name] for name in names}
+
+
+def _verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:
+    weights, problem = checkpoint / "weights", ""
+    files = state.get("files", {})
+    for name in sorted(files)[platform.rank :: platform.world_size]:
+        path = weights / name
+        if not path.exists():
+            problem = f"{path} is missing"
+        elif _digest(path) != files[name]:
+            problem = f"{path} is not as it was written (size or digest differs)"
+    # Every rank must take the same way, or the others wait in the next collective.
+    if sum_of_ranks(1 if problem else 0):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {problem or 'another rank found it'}. Use the one before it, or a copy.")
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _ends_within(seconds: float, what: str) -> Iterator[None]:
+    """End the process with an error if the body takes longer: Megatron's writer processes may die and leave it waiting for ever."""
+
+    def give_up() -> None:
+        sys.stderr.write(f"error: {what} took longer than checkpoint.timeout_seconds = {seconds:g}. Is the disk full or hanging?\n")
+        sys.stderr.flush()
+        os._exit(3)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+

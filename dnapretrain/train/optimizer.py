@@ -1,0 +1,110 @@
+"""AdamW and its schedule, through Megatron-core's optimizers.
+
+Transformer Engine's or Apex's fused Adam is used where installed, else torch's AdamW. Two faults of
+Megatron-core's distributed optimizer with torch's AdamW are mended here (`_mend_step_of_torch_adamw`).
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from dnapretrain.config import RunConfig
+
+
+def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) -> Any:
+    """Megatron's optimizer over this rank's chunks; weight decay skips norms and biases (one-dimensional weights)."""
+    optim = config.optim
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.adam_beta1,
+            adam_beta2=optim.adam_beta2,
+            adam_eps=optim.adam_eps,
+            clip_grad=optim.clip_grad,
+            bf16=config.train.precision == "bf16",
+            params_dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+            use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+            overlap_param_gather=config.parallel.overlap_param_gather,
+        ),
+        chunks,
+        use_gloo_process_groups=False,
+    )
+    for part in optimizer.chained_optimizers:
+        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
+            _mend_step_of_torch_adamw(part)
+    return optimizer
+
+
+def build_schedule(config: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    """Megatron's schedule, counted in samples, so that it does not depend on the batch size of a step."""
+    optim, per_step = config.optim, config.train.global_batch_size
+    decay_steps = config.lr_decay_steps
+    wsd_decay_steps = optim.lr_wsd_decay_steps or max(1, decay_steps // 10)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=optim.lr_warmup_init,
+        max_lr=optim.lr,
+        min_lr=optim.min_lr,
+        lr_warmup_steps=optim.lr_warmup_steps * per_step,
+        lr_decay_steps=decay_steps * per_step,
+        lr_decay_style=optim.lr_decay_style,
+        start_wd=optim.weight_decay,
+        end_wd=optim.weight_decay,
+        wd_incr_steps=decay_steps * per_step,
+        wd_incr_style="constant",
+        wsd_decay_steps=wsd_decay_steps * per_step if optim.lr_decay_style == "WSD" else None,
+        lr_wsd_decay_style=optim.lr_wsd_decay_style if optim.lr_decay_style == "WSD" else None,
+    )
+
+
+def allocate_state(optimizer: Any) -> None:
+    """Make the optimizer's state tensors, which must exist before a checkpoint is read into them."""
+    for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer or part.optimizer.state:
+            continue
+        if isinstance(part, DistributedOptimizer):
+            part._init_optimizer_states_with_dummy_values()
+            _separate_steps(part)
+        else:
+            part.init_state_fn(part.optimizer, part.config)
+
+
+def _mend_step_of_torch_adamw(part: DistributedOptimizer) -> None:
+    """Keep torch AdamW's per-parameter `step` right when a fully reshardable checkpoint is loaded.
+
+    Megatron-core 0.16.1 (a) looks for `step` among the saved tensors, where it is not, and (b) gives one
+    step tensor to all parameters, which AdamW then advances once per parameter.
+    """
+    load_state_dict = part.load_state_dict
+
+    def load_with_separate_steps(self: DistributedOptimizer, state_dict: Any) -> None:
+        load_state_dict(state_dict)
+        _separate_steps(self)
+
+    def set_states(self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group]["params"][order]
+        with torch.no_grad():
+            main_param.copy_(tensors["param"])
+            for key, value in self.optimizer.state[main_param].items():
+                if key != "step":
+                    value.copy_(tensors[key])
+
+    part.load_state_dict = MethodType(load_with_separate_steps, part)
+    part._set_main_param_and_optimizer_states = MethodType(set_states, part)
+
+
+def _separate_steps(part: DistributedOptimizer) -> None:
+    for state in part.optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()

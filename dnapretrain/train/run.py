@@ -1,0 +1,198 @@
+"""A run on this rank, from the resolved config to the last checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core import parallel_state
+
+from dnapretrain.config import RunConfig, check_world, dump_config
+from dnapretrain.convert.native import find_checkpoint
+from dnapretrain.data.samples import SampleStream, held_out_streams, train_stream
+from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.errors import CheckpointError, ConfigError
+from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
+from dnapretrain.model.batches import BatchPlace
+from dnapretrain.model.build import build_chunks, use_transformer_engine, wrap_for_training
+from dnapretrain.parallel import platform as platforms
+from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
+from dnapretrain.parallel.platform import Platform
+from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from dnapretrain.train.metrics import FLOPS_FORMULA, RunLog
+from dnapretrain.train.optimizer import build_optimizer, build_schedule
+from dnapretrain.train.trainer import Trainer, restore
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Tokenizer and streams of a run: no ranks, no torch."""
+
+    tokenizer: Tokenizer
+    train: SampleStream
+    held_out: dict[str, SampleStream]
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
+    tokenizer = build_tokenizer(config.tokenizer)
+    return RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
+
+
+def pretrain(config: RunConfig) -> Trainer:
+    """Train on the ranks this process was launched among; resumes when the run folder has a checkpoint."""
+    platform = platforms.start(config.train.device)
+    check_world(config, platform.world_size)
+    data = open_data(config)
+    start_groups(platform, config.parallel, config.train.seed)
+    try:
+        trainer = build_trainer(config, platform, data)
+        trainer.fit()
+        trainer.log.close()
+    finally:
+        stop_groups()
+    return trainer
+
+
+def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Trainer:
+    """The trainer of this rank, resumed or begun, with everything it will use logged once. Process groups must be up."""
+    run_dir = config.train.run_dir
+    resume_from = find_checkpoint(run_dir) if has_checkpoint(run_dir) else None
+    if resume_from and not config.checkpoint.resume:
+        raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
+
+    chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
+    if resume_from is None and config.checkpoint.load:
+        load_weights(find_checkpoint(config.checkpoint.load), config, platform, chunks)
+    wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
+    optimizer = build_optimizer(config, wrapped)
+    schedule = build_schedule(config, optimizer)
+
+    main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
+    log = RunLog(run_dir, platform.is_main)
+
+    def save(position: RunPosition) -> None:
+        path = save_checkpoint(config, platform, wrapped, optimizer, position, data.tokenizer.to_dict(), data.train.digest)
+        log.write("checkpoint", step=position.step, path=str(path))
+        log.say(f"saved {path}")
+
+    trainer = Trainer(
+        config=config,
+        chunks=wrapped,
+        optimizer=optimizer,
+        schedule=schedule,
+        stream=data.train,
+        held_out=data.held_out,
+        place=batch_place(config, platform),
+        vocab_size=data.tokenizer.vocab_size,
+        bases_per_token=data.tokenizer.bases_per_token,
+        log=log,
+        save=save,
+        position=RunPosition(),
+    )
+    if resume_from:
+        restore(trainer, load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest))
+    _log_start(trainer, config, platform, data, resume_from)
+    return trainer
+
+
+def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -> dict[str, HeldOutLoss]:
+    """Loss of a checkpoint on its held-out sets (all, or those named), under the layout of `config`."""
+    platform = platforms.start(config.train.device)
+    check_world(config, platform.world_size)
+    data = open_data(config)
+    unknown = [name for name in names if name not in data.held_out]
+    if unknown or not data.held_out:
+        known = ", ".join(data.held_out) or "none: set data.split or data.valid"
+        raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
+    start_groups(platform, config.parallel, config.train.seed)
+    try:
+        chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
+        load_weights(checkpoint, config, platform, chunks)
+        wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
+        return {
+            name: held_out_loss(
+                wrapped,
+                data.held_out[name],
+                batch_place(config, platform),
+                config.data.sequence_length,
+                data.tokenizer.bases_per_token,
+                config.train.eval_samples,
+            )
+            for name in names or tuple(data.held_out)
+        }
+    finally:
+        stop_groups()
+
+
+def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
+    """This rank's part of each global batch under the running layout."""
+    virtual = config.parallel.virtual_pipeline_model_parallel_size
+    stages: list[int | None] = list(range(virtual)) if virtual else [None]
+    reads = tuple(
+        parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
+        or parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
+        for stage in stages
+    )
+    return BatchPlace(
+        micro_batch_size=config.train.micro_batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        device=platform.device,
+        chunk_reads=reads,
+    )
+
+
+def _save_config(config: RunConfig) -> None:
+    config.train.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.train.run_dir / "run.yaml").write_text(dump_config(config))
+
+
+def active_paths(config: RunConfig, platform: Platform, optimizer: Any = None) -> dict[str, str]:
+    """Which implementation each part runs on: what the log says at start and `doctor` prints."""
+    import megatron.core
+    import torch
+
+    te = use_transformer_engine(config.model, platform)
+    paths = {
+        "device": platform.name,
+        "collectives": platform.backend,
+        "layers": "Transformer Engine (fused norm and linear)" if te else "Megatron-core parallel layers",
+        "attention": "Transformer Engine DotProductAttention" if te else "torch scaled_dot_product_attention, causal, no mask tensor",
+        "norm": "Transformer Engine RMSNorm" if te else "torch RMSNorm",
+        "precision": config.train.precision + (" with fp32 main weights, gradients and optimizer state" if config.train.precision == "bf16" else ""),
+        "megatron-core": megatron.core.__version__,
+        "torch": torch.__version__,
+    }
+    if optimizer is not None:
+        part = optimizer.chained_optimizers[0]
+        inner = type(part.optimizer)
+        paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
+    return paths
+
+
+def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None) -> None:
+    import json
+
+    paths = active_paths(config, platform, trainer.optimizer)
+    parallel, log = config.parallel, trainer.log
+    tp, pp, dp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, trainer.place.data_parallel_size
+    log.write(
+        "start",
+        step=trainer.position.step,
+        config=json.loads(config.model_dump_json()),
+        paths=paths,
+        data=data.train.report(),
+        data_digest=data.train.digest,
+        flops_formula=FLOPS_FORMULA,
+        resumed_from=str(resume_from) if resume_from else None,
+    )
+    for name, value in paths.items():
+        log.say(f"{name:>14}: {value}")
+    log.say(f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, {trainer.num_microbatches} micro-batch(es) per step")
+    for name, value in data.train.report().items():
+        log.say(f"{'data':>14}: {name} {value:,}" if isinstance(value, int) else f"{'data':>14}: {name} {value}")
+    log.say(f"{'data digest':>14}: {data.train.digest}")
+    log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
+    log.say(f"{'start':>14}: " + (f"resumed from {resume_from}" if resume_from else "new run"))

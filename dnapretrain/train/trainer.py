@@ -1,0 +1,151 @@
+"""The training loop. `train_step` reads in the order it runs; `fit` is a while loop with plain ifs after the step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from dnapretrain.config import RunConfig
+from dnapretrain.data.samples import SampleStream
+from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
+from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
+from dnapretrain.model.loss import forward_step
+from dnapretrain.parallel.groups import sum_over_data_parallel
+from dnapretrain.train.checkpoint import RunPosition
+from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base, flops_per_token
+
+
+@dataclass
+class Trainer:
+    """A run in progress on this rank: the model chunks, what updates them, and where the run stands."""
+
+    config: RunConfig
+    chunks: list[Any]
+    optimizer: Any
+    schedule: OptimizerParamScheduler
+    stream: SampleStream
+    held_out: dict[str, SampleStream]
+    place: BatchPlace
+    vocab_size: int
+    bases_per_token: int
+    log: RunLog
+    save: Callable[[RunPosition], None]
+    position: RunPosition
+
+    def __post_init__(self) -> None:
+        self.num_microbatches = self.config.num_microbatches(self.place.data_parallel_size)
+        self.forward_backward = get_forward_backward_func()
+        megatron = self.chunks[0].config
+        megatron.finalize_model_grads_func = finalize_model_grads
+        if self.config.parallel.overlap_grad_reduce:
+            hooks = [chunk.no_sync for chunk in self.chunks]
+            megatron.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+
+    def train_step(self, batches: list[Iterator[DeviceBatch | None]]) -> StepReport:
+        """One optimizer step on one global batch (one iterator per model chunk over this rank's micro-batches)."""
+        started = time.perf_counter()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        reports = self.forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=batches,
+            model=self.chunks,
+            num_microbatches=self.num_microbatches,
+            seq_length=self.config.data.sequence_length,
+            micro_batch_size=self.config.train.micro_batch_size,
+            forward_only=False,
+        )
+
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        updated = math.isfinite(grad_norm)  # a loss that is not finite makes the norm so too, on every rank alike
+        lr = self.schedule.get_lr(self.optimizer.param_groups[0])
+        if updated:
+            self._clip(grad_norm)
+            self.optimizer.step_with_ready_grads()
+            self.schedule.step(self.config.train.global_batch_size)
+
+        totals = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        for report in reports:
+            totals += report
+        loss_sum, weight_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+        loss = loss_sum / max(weight_sum, 1e-30)
+        self.position = RunPosition(
+            step=self.position.step + 1,
+            consumed_samples=self.position.consumed_samples + self.config.train.global_batch_size,
+            consumed_tokens=self.position.consumed_tokens + int(num_tokens),
+            schedule_samples=self.schedule.num_steps,
+        )
+        return StepReport(
+            step=self.position.step,
+            loss=loss,
+            bits_per_base=bits_per_base(loss, self.bases_per_token),
+            grad_norm=grad_norm,
+            lr=lr,
+            num_tokens=int(num_tokens),
+            updated=updated,
+            seconds=time.perf_counter() - started,
+        )
+
+    def fit(self) -> None:
+        """Train to `train.train_steps` (or `train.stop_at_step`), logging, evaluating and saving on the way."""
+        train, checkpoint, log = self.config.train, self.config.checkpoint, self.config.log
+        last_step = min(train.train_steps, train.stop_at_step or train.train_steps)
+        while self.position.step < last_step:
+            batches = step_batches(self.stream, self.place, self.position.consumed_samples, self.num_microbatches)
+            report = self.train_step(batches)
+            step = report.step
+            show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
+            self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps)
+            if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
+                self.evaluate()
+            if (checkpoint.save_interval and step % checkpoint.save_interval == 0) or step == last_step:
+                self.save(self.position)
+
+    def evaluate(self) -> dict[str, HeldOutLoss]:
+        """Loss on every held-out set, logged."""
+        results = {}
+        for name, stream in self.held_out.items():
+            started = time.perf_counter()
+            result = held_out_loss(
+                self.chunks, stream, self.place, self.config.data.sequence_length, self.bases_per_token, self.config.train.eval_samples
+            )
+            seconds = time.perf_counter() - started
+            results[name] = result
+            self.log.evaluation(name, self.position.step, self.position.consumed_tokens, result.__dict__, seconds)
+        return results
+
+    def _clip(self, grad_norm: float) -> None:
+        if self.config.optim.clip_grad > 0:
+            for part in self.optimizer.chained_optimizers:
+                if parameters := part.get_parameters():
+                    clip_grad_by_total_norm_fp32(parameters, self.config.optim.clip_grad, grad_norm)
+
+    def _rates(self, report: StepReport) -> dict[str, Any]:
+        tokens = self.config.train.global_batch_size * self.config.data.sequence_length
+        flops = tokens * flops_per_token(self.config.model, self.config.data.sequence_length, self.vocab_size)
+        ranks = self.place.data_parallel_size * self.config.parallel.model_parallel_size
+        return {
+            "consumed_tokens": self.position.consumed_tokens,
+            "consumed_bases": self.position.consumed_tokens * self.bases_per_token,
+            "tokens_per_second": tokens / report.seconds,
+            "tflops": flops / report.seconds / ranks / 1e12,
+        }
+
+
+def restore(trainer: Trainer, position: RunPosition) -> None:
+    """Continue `trainer` from `position`: the schedule is set by the samples it had advanced by."""
+    trainer.position = replace(position)
+    trainer.schedule.num_steps = 0
+    trainer.schedule.step(position.schedule_samples)

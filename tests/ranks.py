@@ -1,0 +1,91 @@
+"""One pool of CPU ranks for all distributed tests.
+
+Starting a rank costs seconds (torch, Megatron), joining a new process group costs milliseconds: so the
+ranks are started once per test session and each call re-initialises their groups under the layout it wants.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_SECONDS = 300
+
+
+def _serve(rank: int, pipe: Any) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        task = pipe.recv()
+        if task is None:
+            return
+        function, arguments, world_size, store = task
+        try:
+            pipe.send(("ok", _call(function, arguments, rank, world_size, store)))
+        except BaseException as error:
+            pipe.send(("error", f"rank {rank}: {traceback.format_exc()}", error if isinstance(error, Exception) else None))
+
+
+def _call(function: Callable[..., Any], arguments: dict[str, Any], rank: int, world_size: int, store: str) -> Any:
+    import torch.distributed as dist
+
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import stop_groups
+
+    env = platforms.LaunchEnvironment(rank, world_size, rank, world_size, "pool")
+    try:
+        return function(env, dist.FileStore(store, world_size), **arguments)
+    finally:
+        stop_groups()
+
+
+class RankPool:
+    """Runs `function(env, store, **arguments)` on the first `world_size` ranks at once; results in rank order."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._ranks: list[tuple[Any, Any]] = []
+        atexit.register(self.close)  # not daemons: checkpoint writers are children of theirs
+
+    def run(self, world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        while len(self._ranks) < world_size:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(len(self._ranks), theirs), daemon=False)
+            process.start()
+            self._ranks.append((process, ours))
+        with tempfile.TemporaryDirectory() as folder:
+            store = str(Path(folder) / "store")
+            for _, pipe in self._ranks[:world_size]:
+                pipe.send((function, arguments, world_size, store))
+            answers = []
+            for process, pipe in self._ranks[:world_size]:
+                if not pipe.poll(TIMEOUT_SECONDS):
+                    self.close()
+                    raise TimeoutError(f"a rank did not answer within {TIMEOUT_SECONDS} s (alive: {process.is_alive()})")
+                answers.append(pipe.recv())
+        errors = [answer for answer in answers if answer[0] == "error"]
+        if errors:
+            error = errors[0][2] or RuntimeError("a rank failed")
+            error.add_note("\n".join(answer[1] for answer in errors))
+            raise error
+        return [answer[1] for answer in answers]
+
+    def close(self) -> None:
+        for process, pipe in self._ranks:
+            if process.is_alive():
+                try:
+                    pipe.send(None)
+                except OSError:
+                    pass
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        self._ranks = []
