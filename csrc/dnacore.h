@@ -5,15 +5,265 @@
 // with the GIL released (the bindings do that).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace dnacore {
 
 // ---- text to bases: fasta.cpp, bases.cpp -----------------------------------------------------
 
-// ---- bases to samples: kmers.cpp, sample_index.cpp, batch.cpp ------------------------------------
+// Complement of each IUPAC nucleotide code, case kept, U read as T; 0 for every other byte.
+extern const std::array<uint8_t, 256> kComplement;
+
+// Writes the reverse complement of bases[0, length) to `out`, which must not overlap it.
+// Throws std::invalid_argument at a byte that is not an IUPAC nucleotide code.
+void reverse_complement(const uint8_t *bases, int64_t length, uint8_t *out);
+
+// Occurrences of each byte value.
+std::array<int64_t, 256> count_bytes(const uint8_t *bases, int64_t length);
+
+// What became of the bases of one record. kept + n_run + short_bases == total. The four counts after
+// `kept` are of kept bases; lower_case counts lower-case letters of any kind.
+struct RecordCounts {
+    int64_t total = 0, kept = 0;
+    int64_t lower_case = 0, n = 0, ambiguous = 0, u_converted = 0;
+    int64_t n_run = 0, short_bases = 0;
+    int64_t documents = 0, short_documents = 0;
+};
+
+// One stretch of a contig in the output, 0-based half-open.
+struct Document {
+    int64_t record, start, end;
+};
+
+// Reads FASTA text block by block and cuts its records into documents, in memory bounded by one block
+// plus min_length plus min_n_run (and the record names). The bases of all documents follow each other
+// in `bases`, whatever the block sizes.
+//
+// Runs of at least min_n_run N are left out, then segments of fewer than min_length bases, and
+// segments longer than max_length are cut into equal parts. Throws std::invalid_argument, its text
+// beginning with the line and record, for anything that is not nucleotide FASTA.
+class FastaScanner {
+public:
+    FastaScanner(int64_t min_n_run, int64_t min_length, int64_t max_length);
+
+    void feed(const char *text, size_t size);
+    void finish();  // end of file: closes the last record; no more feed() after it
+
+    // What is ready since the last clear(); `bases` holds ready_bases() of them, then those undecided.
+    std::vector<uint8_t> bases;
+    std::vector<Document> documents;
+    std::vector<std::string> headers;  // without '>', of the records closed
+    std::vector<RecordCounts> counts;  // of the records closed
+    int64_t ready_bases() const;
+    void clear_ready();
+
+    int64_t line() const { return line_; }                   // 1-based, of the text read so far
+    const std::string &record_name() const { return name_; }  // empty before the first record
+
+private:
+    struct Segment {
+        int64_t start = 0, length = 0, lower_case = 0, n = 0, ambiguous = 0, u_converted = 0;
+    };
+
+    [[noreturn]] void fail(int64_t line, const std::string &message) const;
+    [[noreturn]] void fail_at_bad_byte() const;
+    void append_header(const char *begin, const char *end);
+    void open_record();
+    void close_record();
+    void stage(const char *begin, const char *end);
+    void check_before_first_record(const char *begin, const char *end) const;
+    void scan_staged();
+    void take_mixed(const uint8_t *tile, int64_t length);
+    void take_bases(const uint8_t *begin, int64_t length, int64_t lower_case);
+    void take_n(const uint8_t *begin, int64_t length, int64_t lower_case);
+    void end_n_run();
+    void close_segment();
+
+    const int64_t min_n_run_, min_length_, max_length_;
+    int64_t line_ = 1, num_records_ = 0, num_bases_ = 0;
+    bool in_header_ = false, at_line_start_ = true, any_text_ = false;
+    std::string header_, name_;
+    std::unordered_map<std::string, int64_t> line_of_name_;
+
+    RecordCounts record_;
+    Segment segment_;
+    int64_t run_ = 0, run_lower_case_ = 0;  // the N run at the end of what was read; in `bases` while under min_n_run
+
+    std::vector<uint8_t> staged_;  // sequence bytes of the present block without line ends, not yet scanned
+    size_t num_staged_ = 0;
+    const char *staged_text_ = nullptr, *block_end_ = nullptr;  // where they came from, to find the line of an error
+    int64_t staged_line_ = 0;
+};
+
+// ---- bases to samples: order.cpp, kmers.cpp, sample_index.cpp, batch.cpp -------------------------
+
+// The order of the pipeline: segments (lengths) -> SampleIndex (draw -> runs of bases) -> Blend
+// (sample id -> source, draw) -> fill_sample (runs -> tokens, labels, loss weights) with an Encoder.
+
+enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5 };
+
+// The finalizer of splitmix64: a bijection of 64-bit numbers that mixes every bit.
+inline uint64_t mix64(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+    return x ^ (x >> 31);
+}
+
+// Randomness is keyed, never drawn: the same arguments give the same 64 bits everywhere.
+uint64_t keyed_hash(uint64_t seed, Stream stream, uint64_t a, uint64_t b);
+
+// A pseudo-random permutation of [0, size), 1 <= size < 2^62, in no memory: a Feistel network on the
+// smallest power of two that holds `size`, walked along its cycle until it falls inside.
+class Permutation {
+public:
+    Permutation(int64_t size, uint64_t key);
+    int64_t operator()(int64_t i) const;
+
+private:
+    uint64_t size_, key_, low_mask_, high_mask_;
+    int low_bits_;
+};
+
+// Slots of given sizes laid end to end; finds the slot of a position in one or two cache misses.
+class PrefixTable {
+public:
+    PrefixTable() = default;
+    explicit PrefixTable(std::vector<int64_t> sizes);
+    int64_t total() const { return start_.empty() ? 0 : start_.back(); }
+    int64_t start(int64_t slot) const { return start_[static_cast<size_t>(slot)]; }
+    int64_t find(int64_t position) const;  // 0 <= position < total()
+
+private:
+    std::vector<int64_t> start_;   // slots + 1 entries
+    std::vector<int64_t> coarse_;  // slot that holds position b << shift_
+    int shift_ = 0;
+};
+
+struct CutRules {
+    bool packed = false;
+    bool shuffle = true;  // false: samples in order, segments in order
+    bool add_bos = true;
+    bool random_phase = false;
+    int64_t sequence_length = 0;  // tokens
+    int64_t k = 1;                // bases per token
+    int64_t stride = 0;           // bases, windows only
+    int64_t min_length = 1;       // bases
+    double reverse_complement = 0;
+    uint64_t seed = 0;
+    uint64_t source = 0;  // key of this source's draws
+};
+
+// Consecutive tokens of one sample read from one segment.
+struct Run {
+    int64_t segment, start, length;  // bases of the forward strand; length is a multiple of k
+    int64_t phase;
+    bool reverse;
+    bool separator_after;
+};
+
+struct Sample {
+    int64_t epoch = 0;
+    std::vector<Run> runs;
+};
+
+// Where the bases of all segments went: the five add up to the bases of the segments.
+struct Coverage {
+    int64_t used = 0, short_segments = 0, short_tails = 0, gaps = 0, remainders = 0;
+};
+
+// Draw n of one source -> epoch and runs. A pure function of (lengths, rules, n).
+class SampleIndex {
+public:
+    SampleIndex(std::vector<int64_t> lengths, const CutRules &rules);
+    int64_t num_samples() const { return num_samples_; }  // of one epoch
+    int64_t num_segments() const { return static_cast<int64_t>(lengths_.size()); }
+    int64_t length(int64_t segment) const { return lengths_[static_cast<size_t>(segment)]; }
+    const CutRules &rules() const { return rules_; }
+    const Coverage &coverage() const { return coverage_; }
+    std::vector<int64_t> used_segments() const;
+    void resolve(int64_t draw, Sample &sample) const;
+
+private:
+    struct Layout {  // packed: the token stream of one epoch
+        int64_t epoch;
+        PrefixTable tokens;  // slot -> tokens, separator included
+    };
+    void build_windows();
+    void build_packed();
+    int64_t window_count(int64_t length);
+    void resolve_window(int64_t draw, int64_t j, Sample &sample) const;
+    void resolve_packed(int64_t j, Sample &sample) const;
+    int64_t packed_tokens(int64_t segment) const;
+    int64_t segment_of_slot(int64_t slot, int64_t epoch) const;
+    std::shared_ptr<const Layout> layout(int64_t epoch) const;
+    bool reversed(int64_t draw) const;
+    int64_t phase(int64_t draw) const;
+
+    std::vector<int64_t> lengths_;
+    CutRules rules_;
+    Coverage coverage_;
+    int64_t num_samples_ = 0;
+    int64_t window_ = 0;               // bases
+    PrefixTable windows_;              // segment -> its windows
+    std::vector<int64_t> packed_;      // segments that are long enough
+    int64_t stream_tokens_ = 0;        // packed tokens of one epoch
+    mutable std::mutex layout_mutex_;  // guards layouts_
+    mutable std::shared_ptr<const Layout> layouts_[2];
+};
+
+// Sample id -> (source, n-th draw from it). Exact counts in each block of `kBlock` samples.
+class Blend {
+public:
+    static constexpr int64_t kBlock = 65536;
+    static Blend proportions(const std::vector<int64_t> &samples_per_block, uint64_t seed);
+    static Blend concatenation(const std::vector<int64_t> &num_samples);
+    std::pair<int64_t, int64_t> operator()(int64_t sample) const;
+
+private:
+    Blend(std::vector<int64_t> sizes, bool blocks, uint64_t seed);
+    std::vector<int64_t> end_;  // cumulative samples: of one block, or of the whole concatenation
+    bool blocks_;
+    uint64_t seed_;
+};
+
+struct SpecialIds {
+    int64_t pad, bos, eos, unk, n;  // n: token of the base N (unk where the vocabulary has none)
+};
+
+// Bases -> token ids and loss weights, on either strand. Ids of k-mers start at `first_id`.
+class Encoder {
+public:
+    Encoder(int64_t k, const std::string &base_order, int64_t first_id, SpecialIds special, double lowercase_weight);
+    int64_t k() const { return k_; }
+    const SpecialIds &special() const { return special_; }
+    // Encodes `count` tokens from `count` * k bases; `reverse` reads them on the other strand.
+    void encode(const uint8_t *bases, int64_t count, bool reverse, int64_t *ids, float *weights) const;
+
+private:
+    int64_t k_, first_id_;
+    SpecialIds special_;
+    std::vector<int64_t> token_[2];  // k = 1: byte -> id, per strand
+    std::vector<float> weight_;      // k = 1: byte -> loss weight
+    std::vector<uint8_t> code_[2];   // k > 1: byte -> code | ambiguous << 2 | lower << 4, per strand
+    std::vector<float> mean_;        // k > 1: number of lower-case bases -> loss weight
+};
+
+// One source of a batch: the index, where each segment starts in `bases`, and the bases.
+struct Source {
+    const SampleIndex *index;
+    const int64_t *segment_start;
+    const uint8_t *bases;
+};
+
+// Writes one sample: tokens, labels and loss weights of `sequence_length` places each.
+void fill_sample(const Source &source, const Encoder &encoder, const Sample &sample, int64_t *tokens, int64_t *labels, float *weights);
 
 }  // namespace dnacore

@@ -1,1 +1,1 @@
-"""Native checkpoints to Hugging Face folders and back, by one table of names per family."""
+"""Between native checkpoints and Hugging Face folders: tables of names and layouts, read in both directions."""

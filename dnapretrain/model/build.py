@@ -5,7 +5,6 @@ Initial weights are keyed by parameter name (`initial_weight`), so every layout 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 
@@ -18,8 +17,8 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
-from dnapretrain.errors import ConfigError
 from dnapretrain.model.decoder import Decoder, decoder_spec
+from dnapretrain.model.paths import use_transformer_engine
 from dnapretrain.parallel.platform import Platform
 
 NORM_KEYS = {
@@ -27,18 +26,6 @@ NORM_KEYS = {
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 """Norm names of the torch spec and the names they are stored under: Transformer Engine's, where the norm is fused."""
-
-
-def use_transformer_engine(model: ModelConfig, platform: Platform) -> bool:
-    """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
-    if model.transformer_impl == "torch":
-        return False
-    missing = [] if platform.is_cuda else ["a CUDA device"]
-    if importlib.util.find_spec("transformer_engine") is None:
-        missing.append("the package transformer_engine")
-    if missing and model.transformer_impl == "transformer_engine":
-        raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
-    return not missing
 
 
 def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, recompute: str, platform: Platform) -> TransformerConfig:
@@ -84,7 +71,7 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, precisio
 def build_chunks(config: RunConfig, vocab_size: int, platform: Platform) -> list[Decoder]:
     """This rank's model chunks (one, or one per virtual stage) with their initial weights, on the device."""
     transformer_config = to_transformer_config(config.model, config.parallel, config.train.precision, config.train.recompute, platform)
-    use_te = use_transformer_engine(config.model, platform)
+    use_te = use_transformer_engine(config.model.transformer_impl, platform)
     virtual = config.parallel.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):

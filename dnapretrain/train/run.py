@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace
-from dnapretrain.model.build import build_chunks, use_transformer_engine, wrap_for_training
+from dnapretrain.model.build import build_chunks, wrap_for_training
+from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
@@ -149,33 +151,11 @@ def _save_config(config: RunConfig) -> None:
     (config.train.run_dir / "run.yaml").write_text(dump_config(config))
 
 
-def active_paths(config: RunConfig, platform: Platform, optimizer: Any = None) -> dict[str, str]:
-    """Which implementation each part runs on: what the log says at start and `doctor` prints."""
-    import megatron.core
-    import torch
-
-    te = use_transformer_engine(config.model, platform)
-    paths = {
-        "device": platform.name,
-        "collectives": platform.backend,
-        "layers": "Transformer Engine (fused norm and linear)" if te else "Megatron-core parallel layers",
-        "attention": "Transformer Engine DotProductAttention" if te else "torch scaled_dot_product_attention, causal, no mask tensor",
-        "norm": "Transformer Engine RMSNorm" if te else "torch RMSNorm",
-        "precision": config.train.precision + (" with fp32 main weights, gradients and optimizer state" if config.train.precision == "bf16" else ""),
-        "megatron-core": megatron.core.__version__,
-        "torch": torch.__version__,
-    }
-    if optimizer is not None:
-        part = optimizer.chained_optimizers[0]
-        inner = type(part.optimizer)
-        paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
-    return paths
-
-
 def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None) -> None:
-    import json
-
-    paths = active_paths(config, platform, trainer.optimizer)
+    paths = active_paths(config.model.transformer_impl, config.train.precision, platform)
+    part = trainer.optimizer.chained_optimizers[0]
+    inner = type(part.optimizer)
+    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
     parallel, log = config.parallel, trainer.log
     tp, pp, dp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, trainer.place.data_parallel_size
     log.write(

@@ -1,0 +1,216 @@
+// The sample index: draw n of a source -> the stretches of segments it reads, in O(segments) memory.
+//
+// windows: sample j of an epoch is a window of one segment; prefix sums over the windows per segment find it.
+// packed:  the segments of an epoch, permuted, make one token stream with a separator between two
+//          segments; sample j is the j-th piece of it. Prefix sums are kept for two epochs at a time.
+#include <algorithm>
+#include <stdexcept>
+
+#include "dnacore.h"
+
+namespace dnacore {
+
+namespace {
+
+constexpr int64_t kMaxBases = int64_t{1} << 61;
+
+int64_t checked_total(const std::vector<int64_t> &lengths) {
+    int64_t total = 0;
+    for (const int64_t length : lengths) {
+        if (length < 0 || length > kMaxBases - total)
+            throw std::invalid_argument("segment lengths must not be negative nor add up to more than 2^61 bases, got " + std::to_string(length));
+        total += length;
+    }
+    return total;
+}
+
+void check(const CutRules &rules) {
+    const auto refuse = [](const std::string &what, int64_t value) { throw std::invalid_argument(what + std::to_string(value)); };
+    if (rules.sequence_length < 1 || rules.sequence_length > (int64_t{1} << 40))
+        refuse("the sequence length must be 1 to 2^40 tokens, got ", rules.sequence_length);
+    if (rules.k < 1 || rules.k > 8) refuse("k must be 1 to 8 bases, got ", rules.k);
+    if (!rules.packed && rules.stride < 1) refuse("the stride must be at least 1 base, got ", rules.stride);
+    if (rules.min_length < 1) refuse("the minimum length must be at least 1 base, got ", rules.min_length);
+    if (!(rules.reverse_complement >= 0 && rules.reverse_complement <= 1))
+        throw std::invalid_argument("the probability of the reverse complement must be 0 to 1, got " + std::to_string(rules.reverse_complement));
+}
+
+}  // namespace
+
+PrefixTable::PrefixTable(std::vector<int64_t> sizes) : start_(std::move(sizes)) {
+    int64_t total = 0;
+    for (int64_t &size : start_) {
+        const int64_t here = total;
+        total += size;
+        size = here;
+    }
+    const auto slots = static_cast<int64_t>(start_.size());
+    start_.push_back(total);
+    while ((total >> shift_) > slots / 2 + 1) ++shift_;
+    int64_t slot = 0;
+    for (int64_t position = 0; position < total; position += int64_t{1} << shift_) {
+        while (start_[static_cast<size_t>(slot + 1)] <= position) ++slot;
+        coarse_.push_back(slot);
+    }
+    coarse_.push_back(slots - 1);
+}
+
+int64_t PrefixTable::find(int64_t position) const {
+    const auto bucket = static_cast<size_t>(position >> shift_);
+    const auto first = start_.begin() + coarse_[bucket] + 1, last = start_.begin() + coarse_[bucket + 1] + 1;
+    return std::upper_bound(first, last, position) - start_.begin() - 1;
+}
+
+SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules) : lengths_(std::move(lengths)), rules_(rules) {
+    check(rules_);
+    checked_total(lengths_);
+    if (rules_.packed) {
+        build_packed();
+    } else {
+        build_windows();
+    }
+}
+
+void SampleIndex::build_windows() {
+    const int64_t context = rules_.add_bos ? 0 : rules_.k;  // without <bos> the first token is never a target
+    window_ = rules_.sequence_length * rules_.k + context + (rules_.random_phase ? rules_.k - 1 : 0);
+    std::vector<int64_t> counts(lengths_.size());
+    std::transform(lengths_.begin(), lengths_.end(), counts.begin(), [this](int64_t length) { return window_count(length); });
+    windows_ = PrefixTable(std::move(counts));
+    num_samples_ = windows_.total();
+}
+
+// Counts the windows of a segment and books every base of it. A tail is a window of its own if it is
+// long enough, holds a target whatever the phase, and reads bases that no full window reads.
+int64_t SampleIndex::window_count(int64_t length) {
+    const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0;
+    const int64_t needed = std::max(rules_.min_length, (rules_.add_bos ? k : 2 * k) + slack);
+    const int64_t full = length < std::max(window_, rules_.min_length) ? 0 : (length - window_) / stride + 1;
+    const int64_t read = full ? (full - 1) * stride + window_ : 0;
+    const int64_t next = std::min(full * stride, length);
+    const int64_t fresh = std::max(next, read);  // first base that only a tail could read
+    if (full) {
+        const int64_t gaps = std::max<int64_t>(stride - window_, 0) * (full - 1) + fresh - read;
+        coverage_.gaps += gaps;
+        coverage_.used += fresh - gaps;
+    }
+    if (fresh == length) return full;
+    const int64_t end = rules_.random_phase ? length : next + (length - next) / k * k;
+    if (length - next < needed || end <= fresh) {
+        (full ? coverage_.short_tails : coverage_.short_segments) += length - fresh;
+        return full;
+    }
+    coverage_.used += end - fresh;
+    coverage_.remainders += length - end;
+    return full + 1;
+}
+
+void SampleIndex::build_packed() {
+    const int64_t S = rules_.sequence_length;
+    const int64_t slack = rules_.random_phase ? rules_.k - 1 : 0;
+    const int64_t needed = std::max(rules_.min_length, rules_.k + slack);
+    for (int64_t segment = 0; segment < num_segments(); ++segment) {
+        if (length(segment) < needed) {
+            coverage_.short_segments += length(segment);
+            continue;
+        }
+        packed_.push_back(segment);
+        const int64_t unread = rules_.random_phase ? 0 : length(segment) % rules_.k;
+        coverage_.used += length(segment) - unread;
+        coverage_.remainders += unread;
+        stream_tokens_ += packed_tokens(segment) + 1;
+    }
+    if (packed_.empty()) return;
+    stream_tokens_ -= 1;  // a separator stands between segments, not after the last
+    const int64_t targets = stream_tokens_ - (rules_.add_bos ? 0 : 1);
+    num_samples_ = (targets + S - 1) / S;
+}
+
+std::vector<int64_t> SampleIndex::used_segments() const {
+    if (rules_.packed) return num_samples_ ? packed_ : std::vector<int64_t>{};
+    std::vector<int64_t> used;
+    for (int64_t segment = 0; segment < num_segments(); ++segment)
+        if (windows_.start(segment + 1) > windows_.start(segment)) used.push_back(segment);
+    return used;
+}
+
+bool SampleIndex::reversed(int64_t draw) const {
+    const auto threshold = static_cast<uint64_t>(rules_.reverse_complement * 9007199254740992.0);  // 2^53
+    return (keyed_hash(rules_.seed, Stream::strand, rules_.source, static_cast<uint64_t>(draw)) >> 11) < threshold;
+}
+
+int64_t SampleIndex::phase(int64_t draw) const {
+    if (!rules_.random_phase) return 0;
+    return static_cast<int64_t>(keyed_hash(rules_.seed, Stream::phase, rules_.source, static_cast<uint64_t>(draw)) %
+                                static_cast<uint64_t>(rules_.k));
+}
+
+void SampleIndex::resolve(int64_t draw, Sample &sample) const {
+    if (draw < 0) throw std::out_of_range("draw " + std::to_string(draw) + " is negative");
+    if (num_samples_ == 0) throw std::out_of_range("the source has no samples");
+    sample.epoch = draw / num_samples_;
+    sample.runs.clear();
+    int64_t j = draw - sample.epoch * num_samples_;
+    if (rules_.shuffle) {
+        const uint64_t key = keyed_hash(rules_.seed, Stream::order, rules_.source, static_cast<uint64_t>(sample.epoch));
+        j = Permutation(num_samples_, key)(j);
+    }
+    if (rules_.packed) {
+        resolve_packed(j, sample);
+    } else {
+        resolve_window(draw, j, sample);
+    }
+}
+
+void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const {
+    const int64_t segment = windows_.find(j);
+    const int64_t start = (j - windows_.start(segment)) * rules_.stride;
+    const int64_t bases = std::min(window_, length(segment) - start);
+    const int64_t shift = phase(draw);
+    const int64_t most = rules_.sequence_length + (rules_.add_bos ? 0 : 1);
+    const int64_t read = std::min(most, (bases - shift) / rules_.k) * rules_.k;
+    const bool reverse = reversed(draw);
+    sample.runs.push_back({segment, start + (reverse ? bases - shift - read : shift), read, shift, reverse, false});
+}
+
+int64_t SampleIndex::packed_tokens(int64_t segment) const {
+    return (length(segment) - (rules_.random_phase ? rules_.k - 1 : 0)) / rules_.k;
+}
+
+int64_t SampleIndex::segment_of_slot(int64_t slot, int64_t epoch) const {
+    if (!rules_.shuffle) return packed_[static_cast<size_t>(slot)];
+    const uint64_t key = keyed_hash(rules_.seed, Stream::segments, rules_.source, static_cast<uint64_t>(epoch));
+    return packed_[static_cast<size_t>(Permutation(static_cast<int64_t>(packed_.size()), key)(slot))];
+}
+
+// Two slots, even and odd epochs: a batch that lies across the end of an epoch rebuilds neither.
+std::shared_ptr<const SampleIndex::Layout> SampleIndex::layout(int64_t epoch) const {
+    const int64_t key = rules_.shuffle ? epoch : 0;
+    const std::lock_guard<std::mutex> lock(layout_mutex_);
+    auto &cached = layouts_[key % 2];
+    if (cached && cached->epoch == key) return cached;
+    std::vector<int64_t> sizes(packed_.size());
+    for (size_t slot = 0; slot < sizes.size(); ++slot) sizes[slot] = packed_tokens(segment_of_slot(static_cast<int64_t>(slot), key)) + 1;
+    cached = std::make_shared<const Layout>(Layout{key, PrefixTable(std::move(sizes))});
+    return cached;
+}
+
+void SampleIndex::resolve_packed(int64_t j, Sample &sample) const {
+    const std::shared_ptr<const Layout> current = layout(sample.epoch);
+    int64_t token = j * rules_.sequence_length;
+    const int64_t end = std::min(token + rules_.sequence_length + (rules_.add_bos ? 0 : 1), stream_tokens_);
+    for (int64_t slot = current->tokens.find(token); token < end; ++slot) {
+        const int64_t segment = segment_of_slot(slot, sample.epoch);
+        const int64_t draw = sample.epoch * static_cast<int64_t>(packed_.size()) + slot;  // strand and phase are the segment's
+        const int64_t in_segment = packed_tokens(segment), first = token - current->tokens.start(slot);
+        const int64_t last = std::min(in_segment, first + end - token);  // first == in_segment: only its separator is left
+        const int64_t shift = phase(draw), begin = shift + first * rules_.k, read = (last - first) * rules_.k;
+        const bool reverse = reversed(draw);
+        token += last - first;
+        const bool separator = token < end;
+        token += separator;
+        sample.runs.push_back({segment, reverse ? length(segment) - begin - read : begin, read, shift, reverse, separator});
+    }
+}
+
+}  // namespace dnacore

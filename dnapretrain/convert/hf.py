@@ -1,0 +1,175 @@
+"""Hugging Face folders: export a checkpoint (`to_hf`) and import one for continued pretraining (`from_hf`)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnapretrain import __version__
+from dnapretrain.config import ModelConfig, RunConfig, config_from_dict
+from dnapretrain.convert.card import model_card
+from dnapretrain.convert.llama import LLAMA
+from dnapretrain.convert.native import WeightsReader, find_checkpoint, open_weights, read_config, read_state, read_tokenizer
+from dnapretrain.convert.native_writer import write_native
+from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, write_sharded
+from dnapretrain.convert.table import Entry, Family, check_names, hf_to_native, native_to_hf
+from dnapretrain.data.tokenizers import Tokenizer, load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.errors import CheckpointError, ConfigError
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+REPORT_FILE = "dnapretrain.json"
+"""Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""
+TO_OVERRIDE = ("data.train", "data.sequence_length", "optim.lr", "train.run_dir", "train.train_steps", "train.global_batch_size")
+"""Settings an imported checkpoint cannot know; its run.yaml holds placeholders."""
+
+
+def to_hf(checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes: int = 5 * 10**9) -> dict[str, Any]:
+    """Write a folder that `transformers` loads without code of ours; return a report (counts, step, digest, weights used).
+
+    The fp32 main weights are written where the checkpoint has them, else the weights themselves. Raises
+    CheckpointError for a damaged checkpoint and ConfigError for a folder that is not ours to replace.
+    """
+    checkpoint, directory = find_checkpoint(checkpoint_or_run), Path(directory)
+    config, tokenizer, state, reader = read_config(checkpoint), read_tokenizer(checkpoint), read_state(checkpoint), open_weights(checkpoint)
+    entries = LLAMA.entries(config.model, tokenizer.vocab_size)
+    check_names(f"checkpoint {checkpoint}", reader.model_names(), (entry.native for entry in entries))
+    keys = {entry.native: reader.best_key(entry.native) for entry in entries}
+    dtype = _common_dtype(str(checkpoint), (reader.dtype(key) for key in keys.values()))
+    _check_replaceable(directory)
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        num_bytes = _write_weights(unfinished, entries, keys, reader, dtype, max_shard_bytes)
+        report = _export_report(checkpoint, state, entries, keys, dtype, num_bytes)
+        hf_config = {**LLAMA.hf_config(config.model, config.max_positions, tokenizer), "torch_dtype": str(dtype).removeprefix("torch.")}
+        special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        _write_json(unfinished / "config.json", hf_config)
+        _write_json(unfinished / "generation_config.json", special)
+        save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
+        (unfinished / "README.md").write_text(model_card(config, tokenizer, report))
+        _write_json(unfinished / REPORT_FILE, report)
+        shutil.rmtree(directory, ignore_errors=True)
+        unfinished.rename(directory)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return report
+
+
+def from_hf(directory: str | Path, checkpoint_dir: str | Path) -> dict[str, Any]:
+    """Write a native checkpoint from a Hugging Face folder, to be used as `checkpoint.load`; return a report.
+
+    Its run.yaml has placeholders where the folder says nothing (`settings_to_override` of the report).
+    Raises ConfigError naming the field that our decoder cannot express, CheckpointError for tensors that do not fit.
+    """
+    directory, checkpoint_dir = Path(directory), Path(checkpoint_dir)
+    hf_config = _read_hf_config(directory)
+    family = FAMILIES.get(str(hf_config.get("model_type")))
+    if family is None:
+        raise ConfigError(f"{directory}: model_type = {hf_config.get('model_type')!r}; known: {', '.join(FAMILIES)}.")
+    model, tokenizer = family.model_config(hf_config), load_hf_tokenizer(directory)
+    if hf_config["vocab_size"] != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{directory}: vocab_size = {hf_config['vocab_size']} in config.json, but the tokenizer has {tokenizer.vocab_size}."
+        )
+    config = _run_config(model, tokenizer, checkpoint_dir)
+    entries = family.entries(model, tokenizer.vocab_size)
+    reader = SafetensorsReader(directory)
+    check_names(f"{directory}", reader.names(), (name for entry in entries for name, _ in entry.hf))
+    dtype = _common_dtype(str(directory), reader.dtypes.values())
+    write_native(checkpoint_dir, config, tokenizer, hf_to_native(entries, reader.read), dtype, {"imported_from": str(directory)})
+    return {
+        "checkpoint": str(checkpoint_dir),
+        "imported_from": str(directory),
+        "native_tensors": len(entries),
+        "hf_tensors": sum(len(entry.hf) for entry in entries),
+        "parameters": _num_parameters(entries),
+        "dtype": str(dtype).removeprefix("torch."),
+        "settings_to_override": list(TO_OVERRIDE),
+    }
+
+
+def _write_weights(
+    directory: Path, entries: list[Entry], keys: dict[str, str], reader: WeightsReader, dtype: torch.dtype, max_shard_bytes: int
+) -> int:
+    shapes = [item for entry in entries for item in entry.hf]
+    check_names("the conversion table", (name for name, _ in shapes), {name for name, _ in shapes})
+    return write_sharded(directory, shapes, native_to_hf(entries, lambda name: reader.read(keys[name])), dtype, max_shard_bytes)
+
+
+def _export_report(
+    checkpoint: Path, state: dict[str, Any], entries: list[Entry], keys: dict[str, str], dtype: torch.dtype, num_bytes: int
+) -> dict[str, Any]:
+    main = sum(key != name for name, key in keys.items())
+    return {
+        "checkpoint": str(checkpoint),
+        "step": state.get("step"),
+        "consumed_samples": state.get("consumed_samples"),
+        "consumed_tokens": state.get("consumed_tokens"),
+        "data_digest": state.get("data_digest"),
+        "native_tensors": len(entries),
+        "hf_tensors": sum(len(entry.hf) for entry in entries),
+        "parameters": _num_parameters(entries),
+        "from_main_weights": main,
+        "from_model_weights": len(keys) - main,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes": num_bytes,
+        "dnapretrain": __version__,
+    }
+
+
+def _num_parameters(entries: list[Entry]) -> int:
+    return sum(math.prod(shape) for entry in entries for _, shape in entry.hf)
+
+
+def _common_dtype(what: str, dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The narrowest type that holds all of them exactly."""
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    if dtype not in DTYPES.values():
+        raise CheckpointError(f"{what}: weights of type {dtype}; only {', '.join(DTYPES)} can be converted.")
+    return dtype
+
+
+def _check_replaceable(directory: Path) -> None:
+    if directory.exists() and not (directory / REPORT_FILE).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} exists and is not an earlier export ({REPORT_FILE} is not in it). Give another folder.")
+
+
+def _read_hf_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: not a Hugging Face model folder.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not an object.")
+    return content
+
+
+def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:
+    """The imported model and tokenizer, and the least that the other sections need."""
+    return config_from_dict(
+        {
+            "data": {"train": ["to-be-set"], "sequence_length": model.max_position_embeddings},
+            "tokenizer": {"kind": tokenizer.kind, "k": tokenizer.k, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos}
+            if tokenizer.kind == "kmer"
+            else {"kind": tokenizer.kind, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos},
+            "model": model.model_dump(),
+            "optim": {"lr": 1e-4},
+            "train": {"run_dir": str(checkpoint_dir), "train_steps": 1, "micro_batch_size": 1, "global_batch_size": 1},
+        }
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,147 @@
+"""The GPT decoder as `transformers.LlamaForCausalLM`.
+
+Both rotate the two halves of a head, so queries and keys need no permutation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dnapretrain.config import ModelConfig, padded_vocab_size
+from dnapretrain.convert.table import Entry, Family, GroupedQKV, PaddedRows, Same, StackedRows
+from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.errors import ConfigError
+
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+}
+"""Fields of LlamaConfig that our decoder expresses with one value only; absent means this value."""
+
+
+def entries(model: ModelConfig, vocab_size: int) -> list[Entry]:
+    """The table of a decoder with `vocab_size` real tokens."""
+    hidden, padded = model.hidden_size, padded_vocab_size(vocab_size)
+    vocabulary = PaddedRows(vocab_size, padded)
+    table = [
+        Entry("embedding.word_embeddings.weight", (padded, hidden), (("model.embed_tokens.weight", (vocab_size, hidden)),), vocabulary)
+    ]
+    for index in range(model.num_layers):
+        table += _layer(model, index)
+    table.append(Entry("decoder.final_layernorm.weight", (hidden,), (("model.norm.weight", (hidden,)),), Same()))
+    if model.untie_embeddings_and_output_weights:
+        table.append(Entry("output_layer.weight", (padded, hidden), (("lm_head.weight", (vocab_size, hidden)),), vocabulary))
+    return table
+
+
+def _layer(model: ModelConfig, index: int) -> list[Entry]:
+    hidden, ffn, head_dim = model.hidden_size, model.ffn_hidden_size, model.head_dim
+    heads, groups = model.num_attention_heads, model.query_groups
+    native, hf = f"decoder.layers.{index}", f"model.layers.{index}"
+    query, key_value = (heads * head_dim, hidden), (groups * head_dim, hidden)
+    return [
+        Entry(f"{native}.self_attention.linear_qkv.layer_norm_weight", (hidden,), ((f"{hf}.input_layernorm.weight", (hidden,)),), Same()),
+        Entry(
+            f"{native}.self_attention.linear_qkv.weight",
+            ((heads + 2 * groups) * head_dim, hidden),
+            (
+                (f"{hf}.self_attn.q_proj.weight", query),
+                (f"{hf}.self_attn.k_proj.weight", key_value),
+                (f"{hf}.self_attn.v_proj.weight", key_value),
+            ),
+            GroupedQKV(heads, groups, head_dim),
+        ),
+        Entry(
+            f"{native}.self_attention.linear_proj.weight",
+            (hidden, heads * head_dim),
+            ((f"{hf}.self_attn.o_proj.weight", (hidden, heads * head_dim)),),
+            Same(),
+        ),
+        Entry(f"{native}.mlp.linear_fc1.layer_norm_weight", (hidden,), ((f"{hf}.post_attention_layernorm.weight", (hidden,)),), Same()),
+        Entry(
+            f"{native}.mlp.linear_fc1.weight",
+            (2 * ffn, hidden),
+            ((f"{hf}.mlp.gate_proj.weight", (ffn, hidden)), (f"{hf}.mlp.up_proj.weight", (ffn, hidden))),
+            StackedRows(2),
+        ),
+        Entry(f"{native}.mlp.linear_fc2.weight", (hidden, ffn), ((f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Same()),
+    ]
+
+
+def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Content of config.json (without the dtype of the weights), readable by transformers 4.x and 5.x."""
+    theta = float(model.rotary_base)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_epsilon,
+        "max_position_embeddings": max_positions,
+        "rope_theta": theta,
+        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": model.init_method_std,
+        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "use_cache": True,
+    }
+
+
+def model_config(hf: dict[str, Any]) -> ModelConfig:
+    """The model section of a LlamaConfig; raises ConfigError naming the field that our decoder cannot express."""
+    for field, only in FIXED.items():
+        if hf.get(field, only) != only:
+            raise ConfigError(f"config.json: {field} = {hf[field]!r} cannot be expressed by our decoder, which has {only!r} only.")
+    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if not isinstance(hf.get(field), int):
+            raise ConfigError(f"config.json: {field} = {hf.get(field)!r} is not a whole number. A LlamaConfig must give it.")
+    head_dim, groups = hf.get("head_dim"), hf.get("num_key_value_heads")
+    heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
+    return ModelConfig(
+        num_layers=hf["num_hidden_layers"],
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=None if groups == heads else groups,
+        kv_channels=None if head_dim is None or head_dim * heads == hidden else head_dim,
+        ffn_hidden_size=hf["intermediate_size"],
+        norm_epsilon=hf.get("rms_norm_eps", 1e-6),
+        rotary_base=_rotary_base(hf),
+        max_position_embeddings=hf.get("max_position_embeddings", 2048),
+        untie_embeddings_and_output_weights=not hf.get("tie_word_embeddings", False),
+        init_method_std=hf.get("initializer_range", 0.02),
+    )
+
+
+def _rotary_base(hf: dict[str, Any]) -> int:
+    """`rope_theta`: at the top level (transformers 4.x) or inside `rope_parameters` (5.x)."""
+    rope = hf.get("rope_parameters") or {}
+    for field, value in rope.items():
+        expected = {"rope_type": "default", "partial_rotary_factor": 1.0}.get(field)
+        if field != "rope_theta" and value != expected:
+            raise ConfigError(f"config.json: rope_parameters.{field} = {value!r} cannot be expressed by our decoder (plain RoPE only).")
+    theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
+    if "rope_theta" in hf and hf["rope_theta"] != theta:
+        raise ConfigError(f"config.json: rope_theta = {hf['rope_theta']!r} and rope_parameters.rope_theta = {theta!r} differ. Keep one.")
+    if not isinstance(theta, (int, float)) or theta != int(theta):
+        raise ConfigError(f"config.json: rope_theta = {theta!r} is not a whole number, which model.rotary_base needs.")
+    return int(theta)
+
+
+LLAMA = Family("llama", entries, hf_config, model_config)

@@ -1,0 +1,131 @@
+"""Safetensors files, written and read one tensor at a time.
+
+Format: https://github.com/huggingface/safetensors#format (8 bytes little-endian header length, a JSON
+header with dtype, shape and byte range of each tensor, the raw values). We write it ourselves because
+the library's writer wants all tensors of a file in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dnapretrain.convert.table import NamedTensor, Shape
+from dnapretrain.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Floating-point types of weights, by their name in the format."""
+ALIGNMENT = 64
+"""The values start at a multiple of this many bytes."""
+
+
+def write_sharded(
+    directory: Path, shapes: Sequence[tuple[str, Shape]], tensors: Iterator[NamedTensor], dtype: torch.dtype, limit: int
+) -> int:
+    """Write `tensors`, which come in the order of `shapes`, into files of at most `limit` bytes of values; return the bytes of values.
+
+    One file is `model.safetensors`; several are numbered and listed in `model.safetensors.index.json`.
+    A tensor larger than the limit gets a file of its own.
+    """
+    files = _plan(shapes, dtype.itemsize, limit)
+    names = [SINGLE_FILE] if len(files) == 1 else [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    for name, content in zip(names, files, strict=True):
+        _write_file(directory / name, content, tensors, dtype)
+    total = sum(math.prod(shape) for _, shape in shapes) * dtype.itemsize
+    if len(files) > 1:
+        weight_map = {tensor: name for name, content in zip(names, files, strict=True) for tensor, _ in content}
+        (directory / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
+    return total
+
+
+def _plan(shapes: Sequence[tuple[str, Shape]], itemsize: int, limit: int) -> list[list[tuple[str, Shape]]]:
+    files: list[list[tuple[str, Shape]]] = [[]]
+    used = 0
+    for name, shape in shapes:
+        size = math.prod(shape) * itemsize
+        if files[-1] and used + size > limit:
+            files.append([])
+            used = 0
+        files[-1].append((name, shape))
+        used += size
+    return files
+
+
+def _write_file(path: Path, content: Sequence[tuple[str, Shape]], tensors: Iterator[NamedTensor], dtype: torch.dtype) -> None:
+    type_name = next(name for name, known in DTYPES.items() if known == dtype)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in content:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in content:
+            found, tensor = next(tensors)
+            if found != name or tuple(tensor.shape) != shape:
+                raise CheckpointError(f"{path}: tensor {found} {tuple(tensor.shape)} came where {name} {shape} belongs.")
+            file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy().data)
+
+
+class SafetensorsReader:
+    """The tensors of a Hugging Face folder, read lazily; raises CheckpointError for missing or damaged files."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        files = self._files()
+        self._file_of: dict[str, str] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        for name in files:
+            self._open(name)
+
+    def _files(self) -> list[str]:
+        if (self._directory / SINGLE_FILE).is_file():
+            return [SINGLE_FILE]
+        index = self._directory / INDEX_FILE
+        try:
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{self._directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}. Save it as safetensors (save_pretrained)."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} cannot be read: {error!r}.") from None
+
+    def _open(self, name: str) -> None:
+        path = self._directory / name
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for tensor in file.keys():  # noqa: SIM118 (not a dict)
+                    if tensor in self._file_of:
+                        raise CheckpointError(f"tensor {tensor} is both in {self._file_of[tensor]} and in {name}.")
+                    type_name = file.get_slice(tensor).get_dtype()
+                    if type_name not in DTYPES:
+                        raise CheckpointError(f"{path}: {tensor} is stored as {type_name}; weights must be one of {', '.join(DTYPES)}.")
+                    self._file_of[tensor] = name
+                    self.dtypes[tensor] = DTYPES[type_name]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+    def names(self) -> list[str]:
+        """All tensors, sorted."""
+        return sorted(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        path = self._directory / self._file_of[name]
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read at {name}: {error}.") from None

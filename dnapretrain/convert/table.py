@@ -1,0 +1,167 @@
+"""Conversion tables: which native tensor becomes which Hugging Face tensors, and how it is laid out.
+
+A family is a list of entries; each entry is used in both directions, one tensor at a time, so a
+model of any size converts in the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dnapretrain.config import ModelConfig
+from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.errors import CheckpointError
+
+Shape = tuple[int, ...]
+NamedTensor = tuple[str, Tensor]
+
+
+class Layout(Protocol):
+    """How one native tensor is cut into Hugging Face tensors and put together again."""
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """The Hugging Face tensors, in the order of the entry's names."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The native tensor."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """One tensor, the same in both worlds."""
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """The tensor itself."""
+        return (native,)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The tensor itself."""
+        return parts[0]
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """A vocabulary matrix: the native one has padding rows at its end, zero when imported."""
+
+    rows: int
+    padded_rows: int
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """The real rows."""
+        return (native[: self.rows],)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The real rows and zeros below them."""
+        padding = parts[0].new_zeros((self.padded_rows - self.rows, *parts[0].shape[1:]))
+        return torch.cat((parts[0], padding))
+
+
+@dataclass(frozen=True)
+class GroupedQKV:
+    """Megatron's fused projection: for each query group the rows of its query heads, then its key, then its value."""
+
+    heads: int
+    groups: int
+    head_dim: int
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value rows, heads in order."""
+        grouped = native.unflatten(0, (self.groups, self.heads // self.groups + 2, self.head_dim))
+        query, key, value = grouped[:, :-2], grouped[:, -2], grouped[:, -1]
+        return query.flatten(0, 2), key.flatten(0, 1), value.flatten(0, 1)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The fused rows."""
+        query, key, value = parts
+        per_group = (
+            query.unflatten(0, (self.groups, self.heads // self.groups, self.head_dim)),
+            key.unflatten(0, (self.groups, 1, self.head_dim)),
+            value.unflatten(0, (self.groups, 1, self.head_dim)),
+        )
+        return torch.cat(per_group, dim=1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Equal blocks of rows below each other: [gate; up]."""
+
+    blocks: int
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """The blocks."""
+        return native.chunk(self.blocks)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The stack."""
+        return torch.cat(tuple(parts))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One native tensor and the Hugging Face tensors that hold the same numbers."""
+
+    native: str
+    native_shape: Shape
+    hf: tuple[tuple[str, Shape], ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Family:
+    """A Hugging Face architecture that our checkpoints convert to and from."""
+
+    model_type: str
+    """`model_type` of its config.json."""
+    entries: Callable[[ModelConfig, int], list[Entry]]
+    """(model, vocab_size) -> the table."""
+    hf_config: Callable[[ModelConfig, int, Tokenizer], dict[str, Any]]
+    """(model, max_positions, tokenizer) -> the content of config.json."""
+    model_config: Callable[[dict[str, Any]], ModelConfig]
+    """Content of config.json -> model section; ConfigError names a field we cannot express."""
+
+
+def native_to_hf(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Iterator[NamedTensor]:
+    """Yield (Hugging Face name, contiguous tensor) in table order; `read` returns a native tensor by name."""
+    for entry in entries:
+        native = read(entry.native)
+        _check_shape("native", entry.native, native, entry.native_shape)
+        for (name, shape), part in zip(entry.hf, entry.layout.split(native), strict=True):
+            _check_shape("Hugging Face", name, part, shape)
+            yield name, part.contiguous()
+
+
+def hf_to_native(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Iterator[NamedTensor]:
+    """Yield (native name, contiguous tensor) in table order; `read` returns a Hugging Face tensor by name."""
+    for entry in entries:
+        parts = [read(name) for name, _ in entry.hf]
+        for (name, shape), part in zip(entry.hf, parts, strict=True):
+            _check_shape("Hugging Face", name, part, shape)
+        native = entry.layout.join(parts)
+        _check_shape("native", entry.native, native, entry.native_shape)
+        yield entry.native, native.contiguous()
+
+
+def check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise CheckpointError unless both hold the same names, each once."""
+    have, want = Counter(iter(found)), Counter(iter(expected))
+    repeated = sorted(name for name in {**have, **want} if have[name] > 1 or want[name] > 1)
+    missing, unexpected = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    problems = (("named twice", repeated), ("missing", missing), ("unexpected", unexpected))
+    text = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems if names)
+    if text:
+        raise CheckpointError(f"{what}: {text}. The model section and the tensors must describe the same model.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _check_shape(world: str, name: str, tensor: Tensor, shape: Shape) -> None:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{world} tensor {name} has shape {tuple(tensor.shape)}; the model section asks for {shape}.")

@@ -1,0 +1,38 @@
+"""Which implementation each part of a run takes: logged once at start, printed by `doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import megatron.core
+import torch
+
+from dnapretrain.errors import ConfigError
+from dnapretrain.parallel.platform import Platform
+
+
+def use_transformer_engine(transformer_impl: str, platform: Platform) -> bool:
+    """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
+    if transformer_impl == "torch":
+        return False
+    missing = [] if platform.is_cuda else ["a CUDA device"]
+    if importlib.util.find_spec("transformer_engine") is None:
+        missing.append("the package transformer_engine")
+    if missing and transformer_impl == "transformer_engine":
+        raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
+    return not missing
+
+
+def active_paths(transformer_impl: str, precision: str, platform: Platform) -> dict[str, str]:
+    """Name of each part -> what it runs on, on this platform."""
+    te = use_transformer_engine(transformer_impl, platform)
+    return {
+        "device": platform.name,
+        "collectives": platform.backend,
+        "layers": "Transformer Engine (fused norm and linear)" if te else "Megatron-core parallel layers",
+        "attention": "Transformer Engine DotProductAttention" if te else "torch scaled_dot_product_attention, causal, no mask tensor",
+        "norm": "Transformer Engine RMSNorm" if te else "torch RMSNorm",
+        "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
+        "megatron-core": megatron.core.__version__,
+        "torch": torch.__version__,
+    }
