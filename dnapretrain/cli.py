@@ -7,12 +7,14 @@ without torch.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dnapretrain import __version__
 from dnapretrain.errors import ConfigError, DnaPretrainError
@@ -22,29 +24,78 @@ if TYPE_CHECKING:
 
 Verb = Callable[[argparse.Namespace], int]
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Failures of writing that name no file."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code. Errors of the user are one line on stderr."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
+    # Which path each part takes is logged once in our own words; the libraries' warnings say it again per rank.
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|transformers)(\.|$)")
     verb: Verb = parsed.verb
     try:
         return verb(parsed)
     except DnaPretrainError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has gone, `dnapretrain inspect | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
         return 0
+    except ImportError as error:
+        if "_core" not in str(error):
+            raise
+        sys.stderr.write(
+            "error: the native core is not built. Run `pip install -e .` or `python setup.py build_ext --inplace` in the clone.\n"
+        )
+        return DnaPretrainError.exit_code
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"error: {where}{error.strerror}. Check the path, its permissions and the free space.\n")
+        return DnaPretrainError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped by the user\n")
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, like all others; options are not guessed from their first letters."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(DnaPretrainError.exit_code, f"error: {message}. See {self.prog} --help.\n")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments. Settings may stand before and after options; argparse takes only those before."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(parsed, "overrides") or any(argument.startswith("-") for argument in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.overrides += rest
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dnapretrain", description="From FASTA files to a DNA language model, and out to Hugging Face.")
+    parser = _Parser(prog="dnapretrain", description="From FASTA files to a DNA language model, and out to Hugging Face.")
     parser.add_argument("--version", action="version", version=f"dnapretrain {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_add_preprocess, _add_inspect, _add_pretrain, _add_evaluate, _add_convert, _add_generate, _add_report, _add_verify, _add_doctor):
+    for add in (
+        _add_preprocess,
+        _add_inspect,
+        _add_pretrain,
+        _add_evaluate,
+        _add_convert,
+        _add_generate,
+        _add_report,
+        _add_verify,
+        _add_doctor,
+    ):
         add(verbs)
     return parser
 
@@ -97,13 +148,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _add_run_arguments(verb: Any) -> None:
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. optim.lr=3e-4 parallel.tp=2")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. optim.lr=3e-4 parallel.tp=2"
+    )
     verb.add_argument("--ranks", type=int, help="ranks to start on this machine; default: one per GPU, or one model copy on CPU")
 
 
 def _add_pretrain(verbs: Any) -> None:
     verb = verbs.add_parser("pretrain", help="train; resumes when the run folder has a checkpoint")
-    verb.add_argument("config", type=Path, metavar="FILE", help="YAML file with the sections data, tokenizer, model, parallel, optim, train, ...")
+    verb.add_argument(
+        "config", type=Path, metavar="FILE", help="YAML file with the sections data, tokenizer, model, parallel, optim, train, ..."
+    )
     _add_run_arguments(verb)
     verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     verb.set_defaults(verb=_pretrain)
@@ -111,18 +166,15 @@ def _add_pretrain(verbs: Any) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> int:
     from dnapretrain.config import dump_config, load_config
-    from dnapretrain.parallel.launch import is_launched
+    from dnapretrain.parallel.launch import launch_local
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
         print(dump_config(config), end="")
         return 0
-    if not is_launched():
-        ranks = _check_before_launch(config, arguments.ranks)
-        if ranks > 1:
-            from dnapretrain.parallel.launch import launch_local
-
-            return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
+    ranks = _check_before_launch(config, arguments.ranks)
+    if ranks > 1:
+        return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
     from dnapretrain.train.run import pretrain
 
     pretrain(config)
@@ -130,14 +182,18 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 
 def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
-    """Number of ranks to start, after every check that needs no ranks: a mistake is then reported once."""
+    """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
     from dnapretrain.config import check_world
     from dnapretrain.data.samples import held_out_streams, train_stream
     from dnapretrain.data.tokenizers import build_tokenizer
-    from dnapretrain.parallel.launch import default_ranks
+    from dnapretrain.parallel.launch import default_ranks, is_launched
 
     if wanted_ranks is not None and wanted_ranks < 1:
-        raise ConfigError(f"--ranks = {wanted_ranks}: at least 1.")
+        raise ConfigError(f"--ranks = {wanted_ranks} is below 1. Give the number of ranks to start.")
+    if is_launched():
+        if wanted_ranks is not None:
+            raise ConfigError(f"--ranks = {wanted_ranks}, but torchrun or srun has started the ranks already. Remove --ranks.")
+        return 1
     ranks = wanted_ranks or default_ranks(config.train.device, config.parallel.model_parallel_size)
     check_world(config, ranks)
     tokenizer = build_tokenizer(config.tokenizer)
@@ -158,18 +214,15 @@ def _add_evaluate(verbs: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from dnapretrain.config import load_config
     from dnapretrain.convert.native import CONFIG_FILE, find_checkpoint
-    from dnapretrain.parallel.launch import is_launched
+    from dnapretrain.parallel.launch import launch_local
 
     checkpoint = find_checkpoint(arguments.run)
     config = load_config(checkpoint / CONFIG_FILE, arguments.overrides)
-    if not is_launched():
-        ranks = _check_before_launch(config, arguments.ranks)
-        if ranks > 1:
-            from dnapretrain.parallel.launch import launch_local
-
-            sets = [part for name in arguments.sets for part in ("--set", name)]
-            flags = sets + (["--json"] if arguments.json else [])
-            return launch_local(["evaluate", str(checkpoint), *arguments.overrides, *flags], ranks)
+    ranks = _check_before_launch(config, arguments.ranks)
+    if ranks > 1:
+        sets = [part for name in arguments.sets for part in ("--set", name)]
+        flags = sets + (["--json"] if arguments.json else [])
+        return launch_local(["evaluate", str(checkpoint), *arguments.overrides, *flags], ranks)
     from dnapretrain.parallel.platform import launch_environment
     from dnapretrain.train.run import evaluate
 
@@ -277,7 +330,9 @@ def _add_verify(verbs: Any) -> None:
         help="settings of the resumed half only, e.g. parallel.tp=1: then losses must agree within a tolerance, not bit for bit",
     )
     resume.add_argument("--resume-ranks", type=int, help="ranks of the resumed half; default: as before")
-    resume.add_argument("--output", type=Path, default=Path("verify-resume"), metavar="DIR", help="runs and proof.json (default verify-resume)")
+    resume.add_argument(
+        "--output", type=Path, default=Path("verify-resume"), metavar="DIR", help="runs and proof.json (default verify-resume)"
+    )
     resume.set_defaults(verb=_verify_resume)
 
 

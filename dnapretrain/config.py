@@ -7,14 +7,15 @@ only its own sections. Numbers that follow from others are properties and cannot
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dnapretrain.errors import ConfigError
 
@@ -32,7 +33,21 @@ ALIASES = {
 class Section(BaseModel):
     """A frozen part of the tree that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML 1.1 reads 1e5 as a string; pydantic makes numbers of such strings, but whole ones only for float fields.
+        if isinstance(value, str) and cls.model_fields[info.field_name or ""].annotation in (int, int | None):
+            with contextlib.suppress(ValueError):
+                return float(value)
+        return value
 
 
 class SourceConfig(Section):
@@ -51,6 +66,7 @@ class SplitConfig(Section):
     """contig: whole contigs by name; bed: intervals of a BED file; block: fixed-size blocks by hash of (contig, block)."""
     valid_contigs: tuple[str, ...] = ()
     test_contigs: tuple[str, ...] = ()
+    """Names as in the FASTA headers; whole numbers too."""
     valid_bed: Path | None = None
     test_bed: Path | None = None
     block_size: int = Field(50_000, gt=0)
@@ -60,11 +76,17 @@ class SplitConfig(Section):
     seed: int = 0
     """Key of the block hash."""
 
+    @field_validator("valid_contigs", "test_contigs", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [str(item) if type(item) is int else item for item in items]
+
 
 class DataConfig(Section):
     """Where samples come from and how they are cut."""
 
-    train: tuple[SourceConfig, ...]
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
     """Shard prefixes to train on: a prefix, a list of prefixes, or a list of {prefix, weight}."""
     valid: dict[str, Path] = {}
     """Named held-out shards, beside what `split` holds out of the training shards."""
@@ -88,9 +110,8 @@ class DataConfig(Section):
     @field_validator("train", mode="before")
     @classmethod
     def _sources(cls, value: Any) -> Any:
-        if isinstance(value, (str, Path, dict)):
-            value = [value]
-        return tuple({"prefix": item} if isinstance(item, (str, Path)) else item for item in value)
+        items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        return [{"prefix": item} if isinstance(item, (str, Path)) else item for item in items]
 
     @field_validator("valid", mode="before")
     @classmethod
@@ -207,7 +228,7 @@ class TrainConfig(Section):
     eval_interval: int = Field(0, ge=0)
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     eval_samples: int | None = Field(None, gt=0)
-    """Samples per held-out set in each evaluation; default: all of them."""
+    """Samples per held-out set in the evaluations on the way (the last one uses all); default: all."""
 
 
 class CheckpointConfig(Section):
@@ -262,6 +283,19 @@ def padded_vocab_size(vocab_size: int) -> int:
     return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one section, of which YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; raises ConstructorError, a YAMLError, for a key that stands twice."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a YAML file, apply dotted overrides (`optim.lr=3e-4`) and validate.
 
@@ -269,13 +303,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"config file not found: {path}. Give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read config file {path}: {_one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path} holds {type(tree).__name__}, not sections. See examples/quickstart/gpt.yaml.")
+    tree = _expand_aliases(tree)
     for override in overrides:
         _apply_override(tree, override)
     return config_from_dict(tree)
@@ -284,7 +319,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
     """Build and validate the tree from plain values (as saved with runs and checkpoints)."""
     tree = _expand_aliases(tree)
-    for key, known in _unknown_keys(tree, RunConfig, ""):
+    for key, known in _unknown_keys(tree, RunConfig, "", config_keys()):
         raise ConfigError(f"unknown config key '{key}'. {_nearest(key, known)}")
     try:
         config = RunConfig.model_validate(tree)
@@ -317,17 +352,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"value of override '{override}' is not YAML: {_one_line(error)}") from None
-    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     node = tree
     *parents, leaf = key.split(".")
     for parent in parents:
-        child = node.setdefault(parent, {})
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section.")
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section. Replace it as a whole.")
         node = child
     if len(parents) == 1 and parents[0] == "parallel":
         leaf = ALIASES.get(leaf, leaf)
@@ -339,8 +371,8 @@ def _expand_aliases(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(parallel, dict):
         return tree
     expanded: dict[str, Any] = {}
-    for key, value in parallel.items():
-        key = ALIASES.get(key, key)
+    for name, value in parallel.items():
+        key = str(ALIASES.get(name, name))
         if key in expanded:
             raise ConfigError(f"parallel.{key} is given twice, once by its short name.")
         expanded[key] = value
@@ -351,14 +383,18 @@ def _child_section(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _unknown_keys(tree: Any, section: type[Section], prefix: str) -> Iterator[tuple[str, list[str]]]:
+def _unknown_keys(tree: Any, section: type[Section], prefix: str, known: list[str]) -> Iterator[tuple[str, list[str]]]:
     if not isinstance(tree, dict):
         return
     for name, value in tree.items():
-        if name not in section.model_fields:
-            yield f"{prefix}{name}", config_keys()
-        elif child := _child_section(section.model_fields[name].annotation):
-            yield from _unknown_keys(value, child, f"{prefix}{name}.")
+        field, path = section.model_fields.get(name), f"{prefix}{name}"
+        if field is None:
+            yield path, known
+        elif child := _child_section(field.annotation):
+            yield from _unknown_keys(value, child, f"{path}.", known)
+        elif item := next(filter(None, map(_child_section, get_args(field.annotation))), None):
+            for entry in value if isinstance(value, list) else [value]:
+                yield from _unknown_keys(entry, item, f"{path}.", config_keys(item, f"{path}."))
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -394,12 +430,12 @@ def _check_rules(config: RunConfig) -> None:
         parallel.virtual_pipeline_model_parallel_size,
     )
     if model.kv_channels is None:
-        _divides("model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels.")
+        _divides(
+            "model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels."
+        )
     if model.head_dim % 2:
         raise ConfigError(f"the head width {model.head_dim} is odd; rotary embeddings turn pairs. Set model.kv_channels to an even number.")
-    _divides(
-        "model.num_attention_heads", model.num_attention_heads, "model.num_query_groups", model.query_groups, "Change one of the two."
-    )
+    _divides("model.num_attention_heads", model.num_attention_heads, "model.num_query_groups", model.query_groups, "Change one of the two.")
     tp_name, tp_out = "parallel.tensor_model_parallel_size", "Change parallel.tensor_model_parallel_size."
     _divides("model.num_attention_heads", model.num_attention_heads, tp_name, tp, tp_out)
     _divides("model.num_query_groups", model.query_groups, tp_name, tp, tp_out)
@@ -408,7 +444,9 @@ def _check_rules(config: RunConfig) -> None:
     stages = pp * (vpp or 1)
     _divides("model.num_layers", model.num_layers, "pipeline stages", stages, "Change parallel.pipeline_model_parallel_size.")
     if vpp and pp < 2:
-        raise ConfigError(f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2.")
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2."
+        )
     if parallel.sequence_parallel:
         if tp == 1:
             raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
@@ -417,7 +455,7 @@ def _check_rules(config: RunConfig) -> None:
         raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
     if config.max_positions < data.sequence_length:
         raise ConfigError(
-            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Raise the latter."
+            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Change one."
         )
     _divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size, "Change one of the two.")
     if config.optim.min_lr > config.optim.lr:
@@ -425,6 +463,12 @@ def _check_rules(config: RunConfig) -> None:
     if config.optim.lr_warmup_steps >= config.lr_decay_steps:
         raise ConfigError(
             f"optim.lr_warmup_steps = {config.optim.lr_warmup_steps} leaves nothing of the {config.lr_decay_steps} decay steps. Lower it."
+        )
+    if config.optim.lr_wsd_decay_steps and config.optim.lr_decay_style != "WSD":
+        raise ConfigError(f"optim.lr_wsd_decay_steps is for optim.lr_decay_style=WSD, not {config.optim.lr_decay_style}. Remove it.")
+    if (config.optim.lr_wsd_decay_steps or 0) > config.lr_decay_steps:
+        raise ConfigError(
+            f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
         )
     if data.stride is not None and data.sampling == "packed":
         raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.config import RunConfig, dump_config, load_config
+from dnapretrain.config import RunConfig, load_config
 from dnapretrain.errors import ConfigError, DnaPretrainError
 from dnapretrain.parallel.launch import launch_local
 

@@ -85,7 +85,7 @@ class RankPool:
                     pipe.send(None)
                 except OSError:
                     pass
-            process.join(timeout=5)
+            process.join(timeout=1)
             if process.is_alive():
                 process.kill()
         self._ranks = []

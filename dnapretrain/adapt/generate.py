@@ -49,7 +49,9 @@ def generate(
     """
     _check_settings(model_dir, num_bases, temperature, top_k, seed, num_samples, device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(str(model_dir)).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     words = _base_words(tokenizer, model_dir)

@@ -28,7 +28,9 @@ NORM_KEYS = {
 """Norm names of the torch spec and the names they are stored under: Transformer Engine's, where the norm is fused."""
 
 
-def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: str, recompute: str, platform: Platform) -> TransformerConfig:
+def to_transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, recompute: str, platform: Platform
+) -> TransformerConfig:
     """Megatron-core's TransformerConfig from our sections; every other field keeps Megatron's default."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
@@ -131,7 +133,7 @@ def initialize(chunks: list[Decoder], model: ModelConfig, vocab_size: int, seed:
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in named_weights(chunks):
-        axis = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        axis: int | None = getattr(parameter, "partition_dim", None) if getattr(parameter, "tensor_model_parallel", False) else None
         shape = list(parameter.shape)
         if axis is not None:
             shape[axis] *= tp_size

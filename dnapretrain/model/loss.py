@@ -10,7 +10,6 @@ import torch
 
 from dnapretrain.model.batches import DeviceBatch
 
-
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 

@@ -70,7 +70,7 @@ def _answer_device_calls() -> None:
         answer = plain_type(self, *args, **kwargs)
         return _CUDA_TYPE_NAMES.get(answer, answer) if isinstance(answer, str) else answer
 
-    torch.Tensor.type = tensor_type  # type: ignore[method-assign]
+    torch.Tensor.type = tensor_type  # type: ignore[method-assign,assignment]
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,11 +25,10 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     """
     if platform.world_size == 1 and store is None:
         store = dist.HashStore()
-    rendezvous: dict[str, Any] = {"init_method": "env://"} if store is None else {"store": store}
-    device = {"device_id": platform.device} if platform.is_cuda else {}
-    dist.init_process_group(
-        platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **rendezvous, **device
-    )
+    arguments: dict[str, Any] = {"init_method": "env://"} if store is None else {"store": store}
+    if platform.is_cuda:
+        arguments["device_id"] = platform.device
+    dist.init_process_group(platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **arguments)
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(

@@ -22,7 +22,8 @@ GRACE_SECONDS = 10.0
 
 def is_launched() -> bool:
     """True when a launcher has already started this process as one of several ranks."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    # SLURM_NTASKS alone is not enough: a shell inside an allocation has it too.
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
 
 
 def default_ranks(device: str, model_parallel_size: int) -> int:
@@ -36,42 +37,57 @@ def default_ranks(device: str, model_parallel_size: int) -> int:
 
 
 def launch_local(arguments: Sequence[str], ranks: int) -> int:
-    """Run `python -m dnapretrain ARGUMENTS` as `ranks` local ranks; return the first failing exit code, else 0.
+    """Run `python -m dnapretrain ARGUMENTS` as `ranks` local ranks; return the first failing exit code (128 + signal if killed), else 0.
 
     Signals sent to this process are passed on. When a rank fails the others get GRACE_SECONDS to end.
     """
-    base = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dnapretrain", *arguments], env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE
-        )
-        for rank in range(ranks)
-    ]
-    seen: set[bytes] = set()
-    relays = [Thread(target=_relay, args=(process.stderr, seen), daemon=True) for process in processes]
-    for relay in relays:
-        relay.start()
+    processes: list[subprocess.Popen[bytes]] = []
+    passed_on: set[int] = set()
 
     def pass_on(number: int, _: object) -> None:
+        passed_on.add(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
-        code = _wait(processes)
+        environments = _environments(ranks)
+        command = [sys.executable, "-m", "dnapretrain", *arguments]
+        processes += [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
+        seen: set[bytes] = set()
+        relays = [Thread(target=_relay, args=(process.stderr, seen), daemon=True) for process in processes]
+        for relay in relays:
+            relay.start()
+        rank, code = _wait(processes)
         for relay in relays:
             relay.join(timeout=GRACE_SECONDS)
-        return code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if code < 0 and -code not in passed_on:
+        name = signal.Signals(-code).name
+        sys.stderr.write(
+            f"error: rank {rank} was killed by {name}. If memory ran out, lower train.micro_batch_size or the number of ranks.\n"
+        )
+    return 128 - code if code < 0 else code
+
+
+def _environments(ranks: int) -> list[dict[str, str]]:
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def _relay(stream: IO[bytes] | None, seen: set[bytes]) -> None:
-    """Pass a rank's stderr on; the same error of several ranks is shown once."""
+    """Pass a rank's stderr on; how a run ended is said once, not by each rank."""
     for line in stream or ():
-        if line.startswith(b"error: "):
+        if line.startswith((b"error: ", b"stopped ")):
             if line in seen:
                 continue
             seen.add(line)
@@ -79,18 +95,21 @@ def _relay(stream: IO[bytes] | None, seen: set[bytes]) -> None:
         sys.stderr.buffer.flush()
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    failed_at, failure = None, 0
-    while any(process.poll() is None for process in processes):
+def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Wait for all; (rank, exit code) of the first that failed, or (0, 0)."""
+    failed_at, first = None, (0, 0)
+    while True:
         codes = [process.poll() for process in processes]
-        if failed_at is None and any(codes):
-            failed_at, failure = time.monotonic(), next(code for code in codes if code)
+        if failed_at is None and (failures := [(rank, code) for rank, code in enumerate(codes) if code]):
+            failed_at = time.monotonic()
+            first = min(failures, key=lambda failure: failure[1])  # a killed rank (negative) takes others with it
+        if None not in codes:
+            return first
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.05)
-    return failure or next((process.returncode for process in processes if process.returncode), 0)
 
 
 def _free_port() -> int:

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig, dump_config
-from dnapretrain.convert.native import read_config, read_state
+from dnapretrain.convert.native import file_digest, read_config, read_state
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, sum_of_ranks
 from dnapretrain.parallel.platform import Platform
@@ -57,7 +56,13 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def save_checkpoint(
-    config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, position: RunPosition, tokenizer: dict[str, Any], data_digest: str
+    config: RunConfig,
+    platform: Platform,
+    chunks: list[Any],
+    optimizer: Any,
+    position: RunPosition,
+    tokenizer: dict[str, Any],
+    data_digest: str,
 ) -> Path:
     """Write a checkpoint with all ranks; return its folder. A save beyond checkpoint.timeout_seconds ends the process."""
     parent = config.train.run_dir / "checkpoints"
@@ -110,7 +115,7 @@ def load_checkpoint(
     _check_fits(checkpoint, read_config(checkpoint), config)
     if state["data_digest"] != data_digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was trained on other data or another sample order (digest {state['data_digest']}, now {data_digest}). "
+            f"checkpoint {checkpoint} was trained on other data or in another order (digest {state['data_digest']}, now {data_digest}). "
             "Restore data.* and the shards, or start a new run from its weights: checkpoint.load=<it> with another train.run_dir."
         )
     _verify_files(checkpoint, state, platform)
@@ -124,8 +129,7 @@ def load_checkpoint(
 
 def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:
     """Read only the weights into the chunks (evaluation, a new run from old weights)."""
-    stored = read_config(checkpoint)
-    _check_same(checkpoint, stored, config, ("model", "tokenizer"))
+    _check_same(checkpoint, read_config(checkpoint), config)
     _verify_files(checkpoint, read_state(checkpoint), platform)
     _load_chunks(chunks, _load(_sharded_model(chunks), checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED))
 
@@ -165,30 +169,52 @@ def _unwrapped(chunk: Any) -> Any:
 
 
 def _check_fits(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
-    _check_same(checkpoint, stored, config, ("model", "tokenizer"))
+    _check_same(checkpoint, stored, config)
     for key, was, now in (
         ("train.precision", stored.train.precision, config.train.precision),
         ("parallel.use_distributed_optimizer", stored.parallel.use_distributed_optimizer, config.parallel.use_distributed_optimizer),
         ("train.global_batch_size", stored.train.global_batch_size, config.train.global_batch_size),
     ):
         if was != now:
-            raise CheckpointError(f"checkpoint {checkpoint} was written with {key}={was}, now {now}. Set it back, or give another train.run_dir.")
+            raise CheckpointError(
+                f"checkpoint {checkpoint} was written with {key}={was}, now {now}. Set it back, or give another train.run_dir."
+            )
 
 
-def _check_same(checkpoint: Path, stored: RunConfig, config: RunConfig, sections: tuple[str, ...]) -> None:
-    for section in sections:
-        was, now = getattr(stored, section).model_dump(), getattr(config, section).model_dump()
-        for key in was:
-            if was[key] != now[key] and key not in ("transformer_impl", "init_method_std", "max_position_embeddings"):
-                raise CheckpointError(
-                    f"checkpoint {checkpoint} has {section}.{key}={was[key]}, the run has {now[key]}. Set it back, or give another train.run_dir."
-                )
+def _check_same(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
+    """The settings that decide what the tensors mean must agree; a default spelled out is no difference."""
+    for key, was in _meaning(stored).items():
+        now = _meaning(config)[key]
+        if was != now:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} has {key}={was}, the run has {now}. Set it back, or give another train.run_dir."
+            )
+
+
+def _meaning(config: RunConfig) -> dict[str, Any]:
+    model, tokenizer = config.model, config.tokenizer
+    kept = (
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "ffn_hidden_size",
+        "norm_epsilon",
+        "rotary_base",
+        "untie_embeddings_and_output_weights",
+    )
+    return {
+        **{f"model.{name}": getattr(model, name) for name in kept},
+        "model.num_query_groups": model.query_groups,
+        "model.kv_channels": model.head_dim,
+        **{f"tokenizer.{name}": getattr(tokenizer, name) for name in ("kind", "base_order", "add_bos")},
+        "tokenizer.k": tokenizer.k if tokenizer.kind == "kmer" else None,
+    }
 
 
 def _digest_files(weights: Path, platform: Platform) -> dict[str, dict[str, Any]]:
     """Size and XXH3-128 of each file, the work shared out over the ranks."""
     names = sorted(path.name for path in weights.iterdir())
-    mine = {name: _digest(weights / name) for name in names[platform.rank :: platform.world_size]}
+    mine = {name: file_digest(weights / name) for name in names[platform.rank :: platform.world_size]}
     gathered: list[Any] = [None] * platform.world_size
     torch.distributed.all_gather_object(gathered, mine)
     together = {name: entry for part in gathered for name, entry in part.items()}
@@ -202,19 +228,13 @@ def _verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -
         path = weights / name
         if not path.exists():
             problem = f"{path} is missing"
-        elif _digest(path) != files[name]:
+        elif file_digest(path) != files[name]:
             problem = f"{path} is not as it was written (size or digest differs)"
     # Every rank must take the same way, or the others wait in the next collective.
     if sum_of_ranks(1 if problem else 0):
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {problem or 'another rank found it'}. Use the one before it, or a copy.")
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is damaged: {problem or 'another rank found it'}. Use the one before it, or a copy."
+        )
 
 
 def _write_synced(path: Path, text: str) -> None:
@@ -248,4 +268,3 @@ def _ends_within(seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-

@@ -11,7 +11,10 @@ from typing import Any
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 
-FLOPS_FORMULA = "per token 6 x (matrix weights of the layers and of the head, without the embedding table) + 6 x layers x sequence x heads x head width (causal attention: half the square), forward and backward, no recomputation counted"
+FLOPS_FORMULA = (
+    "per token 6 x (matrix weights of layers and head, not the embedding) + 6 x layers x sequence x heads x head width "
+    "(causal: half the square); recomputation not counted"
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ class RunLog:
         if show:
             skipped = "" if report.updated else " | UPDATE SKIPPED: loss or gradient not finite"
             self.say(
-                f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | bits/base {report.bits_per_base:.4f} | "
-                f"lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | {report.seconds * 1e3:,.0f} ms | "
-                f"{totals['tokens_per_second']:,.0f} tokens/s | {totals['tflops']:.3f} TFLOP/s per rank{skipped}"
+                f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | "
+                f"bits/base {report.bits_per_base:.4f} | lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
+                f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | {totals['tflops']:.3f} TFLOP/s per rank{skipped}"
             )
 
     def evaluation(self, name: str, step: int, consumed_tokens: int, result: dict[str, Any], seconds: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
 from megatron.core import parallel_state
 
-from dnapretrain.config import RunConfig, check_world, dump_config
-from dnapretrain.convert.native import find_checkpoint
+from dnapretrain.config import ParallelConfig, RunConfig, check_world, dump_config
+from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.samples import SampleStream, held_out_streams, train_stream
 from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
@@ -120,10 +121,30 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
                 batch_place(config, platform),
                 config.data.sequence_length,
                 data.tokenizer.bases_per_token,
-                config.train.eval_samples,
             )
             for name in names or tuple(data.held_out)
         }
+    finally:
+        stop_groups()
+
+
+def native_logits(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, S, vocabulary] of a checkpoint for tokens int64 [B, S]: Megatron's model in fp32 on one rank, this process."""
+    config = read_config(checkpoint)
+    one_rank = config.model_copy(
+        update={"parallel": ParallelConfig(), "train": config.train.model_copy(update={"precision": "fp32", "recompute": "none"})}
+    )
+    platform = platforms.start(config.train.device)
+    tokenizer = build_tokenizer(config.tokenizer)
+    start_groups(platform, one_rank.parallel, config.train.seed)
+    try:
+        chunks = build_chunks(one_rank, tokenizer.vocab_size, platform)
+        load_weights(checkpoint, config, platform, chunks)
+        tokens_BS = torch.from_numpy(tokens).to(platform.device)
+        positions_BS = torch.arange(tokens.shape[1], device=platform.device).expand_as(tokens_BS)
+        with torch.no_grad():
+            logits = chunks[0].eval()(tokens_BS, positions_BS, None)
+        return logits[..., : tokenizer.vocab_size].float().cpu().numpy()
     finally:
         stop_groups()
 
@@ -170,9 +191,25 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
     )
     for name, value in paths.items():
         log.say(f"{name:>14}: {value}")
-    log.say(f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, {trainer.num_microbatches} micro-batch(es) per step")
-    for name, value in data.train.report().items():
-        log.say(f"{'data':>14}: {name} {value:,}" if isinstance(value, int) else f"{'data':>14}: {name} {value}")
+    log.say(
+        f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, "
+        f"{trainer.num_microbatches} micro-batches per step"
+    )
+    for line in _data_lines(data):
+        log.say(f"{'data':>14}: {line}")
     log.say(f"{'data digest':>14}: {data.train.digest}")
     log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
     log.say(f"{'start':>14}: " + (f"resumed from {resume_from}" if resume_from else "new run"))
+
+
+def _data_lines(data: RunData) -> list[str]:
+    """What is trained on and what is left out, in bases, one line per set."""
+    lines = []
+    for stream in (data.train, *data.held_out.values()):
+        report = stream.report()
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in report["bases_left_out"].items() if count) or "nothing"
+        lines.append(
+            f"{report['name']}: {report['samples']:,} samples of {report['bases_used']:,} bases, "
+            f"{report['bases_other_sides']:,} on other sides of the split, left out: {left_out}"
+        )
+    return lines

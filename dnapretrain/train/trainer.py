@@ -114,13 +114,13 @@ class Trainer:
                 self.save(self.position)
 
     def evaluate(self) -> dict[str, HeldOutLoss]:
-        """Loss on every held-out set, logged."""
+        """Loss on every held-out set, logged: on train.eval_samples of each on the way, on all at the end."""
+        train = self.config.train
+        max_samples = None if self.position.step == train.train_steps else train.eval_samples
         results = {}
         for name, stream in self.held_out.items():
             started = time.perf_counter()
-            result = held_out_loss(
-                self.chunks, stream, self.place, self.config.data.sequence_length, self.bases_per_token, self.config.train.eval_samples
-            )
+            result = held_out_loss(self.chunks, stream, self.place, self.config.data.sequence_length, self.bases_per_token, max_samples)
             seconds = time.perf_counter() - started
             results[name] = result
             self.log.evaluation(name, self.position.step, self.position.consumed_tokens, result.__dict__, seconds)

@@ -1,0 +1,53 @@
+# make demo    set-up and the quickstart: one genome from FASTA to a Hugging Face folder, on CPU
+# make test    set-up and the whole test suite, on CPU
+# make check   format, lint, types, and the C++ core with warnings as errors
+# make bench   speed of the parts, beside rivals measured in the same run
+# make gpu-check   on a CUDA machine: GPU tests, Transformer Engine check, short training benchmark
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_VERSION := 2.13.0
+ifneq ($(wildcard ../shared/data),)
+export DNAPRETRAIN_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test check bench gpu-check setup clean
+
+setup: $(VENV)/.installed
+
+# torch first: with it in place nothing that depends on it fetches another build.
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h)
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON). Install Python 3.11 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11. Set PYTHON=python3.11 or newer"; exit 1; }
+	@command -v g++ >/dev/null || { echo "error: no g++. Install gcc and g++"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH_VERSION)
+	$(BIN)/pip install --quiet --disable-pip-version-check setuptools wheel pybind11
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: setup
+	rm -rf runs/quickstart
+	$(BIN)/python examples/quickstart/run.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	DNAPRETRAIN_CXXFLAGS="-Wall -Wextra -Werror" $(BIN)/python setup.py --quiet build_ext --force --build-lib build/check --build-temp build/check-temp
+
+bench: setup
+	$(BIN)/python benchmarks/bench_preprocess.py
+	$(BIN)/python benchmarks/bench_samples.py
+	$(BIN)/python benchmarks/bench_train.py --device cpu
+
+# Needs no set-up: runs in the machine's own Python, which has torch for its GPU.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean:
+	rm -rf $(VENV) build dnapretrain.egg-info dnapretrain/_core*.so

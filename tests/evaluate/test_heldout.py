@@ -1,0 +1,52 @@
+"""Held-out loss under any layout is the loss of the samples one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+
+def evaluated(env, store, tree, max_samples):
+    warnings.simplefilter("ignore")
+    from dnapretrain.config import config_from_dict
+    from dnapretrain.evaluate.heldout import held_out_loss
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+    from dnapretrain.train.run import build_trainer, open_data
+
+    config = config_from_dict(tree)
+    platform = platforms.start("cpu", env)
+    data = open_data(config)
+    start_groups(platform, config.parallel, 1, store)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = build_trainer(config, platform, data)
+    stream = data.held_out["valid"]
+    result = held_out_loss(trainer.chunks, stream, trainer.place, 32, 1, max_samples)
+    if env.world_size > 1:
+        return result, None
+    model, losses = trainer.chunks[0], []
+    for index in range(min(stream.num_samples, max_samples or stream.num_samples)):
+        batch = stream.batch(np.array([index]))
+        tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
+        with torch.no_grad():
+            loss = model(tokens, torch.arange(32)[None], None, labels=labels)
+        losses += loss[torch.from_numpy(batch.loss_mask) > 0].tolist()
+    return result, losses
+
+
+@pytest.mark.parametrize("max_samples", [None, 7])
+def test_equals_sample_by_sample_under_every_layout(ranks, tiny_config, max_samples):
+    alone, losses = ranks.run(1, evaluated, tree=tiny_config(), max_samples=max_samples)[0]
+    assert alone.num_tokens == len(losses)
+    assert alone.loss == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert alone.bits_per_base == pytest.approx(alone.loss / math.log(2))
+    for world_size, layout in ((2, {"parallel.tp": 2}), (2, {"parallel.pp": 2, "parallel.vpp": 2}), (4, {"parallel.pp": 2})):
+        for result, _ in ranks.run(world_size, evaluated, tree=tiny_config(f"{world_size}{layout}", **layout), max_samples=max_samples):
+            assert result.num_tokens == alone.num_tokens and result.num_samples == alone.num_samples
+            assert result.loss == pytest.approx(alone.loss, abs=1e-6)

@@ -1,0 +1,121 @@
+"""The Transformer Engine spec against the torch spec on a CUDA device: same numbers, same checkpoint names, checkpoints exchanged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_support import groups, losses, need_transformer_engine, relative, report, run_config, steps, train, weights, workplace
+
+BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 5e-2)}
+"""Largest relative difference of the loss and of all gradients together. Transformer Engine multiplies fp32 matrices in
+TF32 (10 bits of mantissa); bf16 has 7 bits, and a small model's gradients under it differ by about 0.01 from those in fp32."""
+
+SHAPE = {"model__num_layers": 4, "model__hidden_size": 256, "model__ffn_hidden_size": 768, "data__sequence_length": 512}
+TE, TORCH = "transformer_engine", "torch"
+
+
+def test_loss_and_gradients_equal_in_fp32() -> None:
+    loss_and_gradients_equal("fp32")
+
+
+def test_loss_and_gradients_equal_in_bf16() -> None:
+    loss_and_gradients_equal("bf16")
+
+
+def loss_and_gradients_equal(precision: str) -> None:
+    need_transformer_engine()
+    with workplace() as folder:
+        te, torch_, exact = (
+            first_batch(run_config(folder, name, model__transformer_impl=spec, train__precision=kind, **SHAPE))
+            for name, spec, kind in ((TE, TE, precision), (TORCH, TORCH, precision), ("exact", TORCH, "fp32"))
+        )
+    assert te["weights"].keys() == torch_["weights"].keys()
+    assert all(torch.equal(te["weights"][name], torch_["weights"][name]) for name in torch_["weights"]), "initial weights differ"
+    loss = abs(te["loss"] / torch_["loss"] - 1)
+    gradient = relative(te["gradients"], torch_["gradients"])
+    to_exact = [f"{relative(side['gradients'], exact['gradients']):.1e}" for side in (te, torch_)]
+    report(
+        f"Transformer Engine spec against torch spec, {precision}, first batch",
+        f"loss differs by {loss:.1e}, gradients by {gradient:.1e} (relative; from torch in fp32: {to_exact[0]} and {to_exact[1]})",
+    )
+    assert loss < BOUNDS[precision][0]
+    assert gradient < BOUNDS[precision][1]
+    norms = [name for name in te["gradients"] if "norm" in name]
+    assert norms
+    for name in norms:  # small beside the matrices: a norm whose gradient is lost would not show in the sum
+        assert relative({name: te["gradients"][name]}, {name: torch_["gradients"][name]}) < 4 * BOUNDS[precision][1], name
+
+
+def first_batch(config: Any) -> dict[str, Any]:
+    """Weights, loss and gradients of a new model on its first micro-batch."""
+    from dnapretrain.model.batches import read_batch
+    from dnapretrain.model.build import build_chunks, named_weights
+    from dnapretrain.model.loss import forward_step
+    from dnapretrain.train.run import open_data
+
+    data = open_data(config)
+    with groups(config) as platform:
+        chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
+        batch = read_batch(data.train, np.arange(config.train.micro_batch_size, dtype=np.int64), platform.device)
+        output, loss_function = forward_step(iter([batch]), chunks[0])
+        loss_sum, num_targets, _ = loss_function(output)
+        (loss_sum / num_targets).backward()
+        return {
+            "loss": float(loss_sum / num_targets),
+            "weights": weights(chunks),
+            "gradients": {name: weight.grad.float().cpu() for name, weight in named_weights(chunks)},
+        }
+
+
+def test_checkpoint_names_equal() -> None:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    need_transformer_engine()
+    with workplace() as folder:
+        stored = []
+        for spec in (TE, TORCH):
+            config = run_config(folder, spec, model__transformer_impl=spec, train__train_steps=1, optim__lr_warmup_steps=0)
+            train(config)
+            metadata = FileSystemReader(config.train.run_dir / "checkpoints" / "step_00000001" / "weights").read_metadata()
+            stored.append({name: getattr(entry, "size", None) for name, entry in metadata.state_dict_metadata.items()})
+    assert stored[0] == stored[1]
+
+
+def test_torch_checkpoint_goes_on_with_transformer_engine() -> None:
+    checkpoint_goes_on(TORCH, TE)
+
+
+def test_transformer_engine_checkpoint_goes_on_with_torch() -> None:
+    checkpoint_goes_on(TE, TORCH)
+
+
+def checkpoint_goes_on(first: str, second: str) -> None:
+    """3 steps with one spec, 3 with the other: the losses are those of 6 steps without a change, within the bf16 bound."""
+    need_transformer_engine()
+    with workplace() as folder:
+        whole = run_config(folder, "whole", model__transformer_impl=first, train__precision="bf16")
+        train(whole)
+        train(run_config(folder, "parted", model__transformer_impl=first, train__precision="bf16", train__stop_at_step=3))
+        parted = run_config(folder, "parted", model__transformer_impl=second, train__precision="bf16")
+        train(parted)
+        differences = [abs(a / b - 1) for a, b in zip(losses(parted), losses(whole), strict=True)]
+    report(
+        f"bf16 checkpoint of the {first} spec continued by the {second} spec",
+        f"losses differ by {max(differences):.1e} (relative, largest)",
+    )
+    assert max(differences) < 2 * BOUNDS["bf16"][0]
+
+
+def test_bf16_learns() -> None:
+    need_transformer_engine()
+    with workplace() as folder:
+        config = run_config(folder, "bf16", model__transformer_impl=TE, train__precision="bf16", train__train_steps=20)
+        train(config)
+        seen, updated = losses(config), [record["updated"] for record in steps(config)]
+    report("bf16 training, Transformer Engine spec, 20 steps", f"loss {seen[0]:.3f} to {seen[-1]:.3f}")
+    assert all(map(math.isfinite, seen))
+    assert all(updated)
+    assert seen[-1] < 0.7 * seen[0]

@@ -1,0 +1,77 @@
+"""`verify resume` passes on the real thing and fails when a run is not what it would have been."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dnapretrain import verify
+from dnapretrain.config import config_from_dict
+from dnapretrain.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def proven(small_shard, tmp_path_factory):
+    """A proof on one rank, its folder, and its config."""
+    folder = tmp_path_factory.mktemp("proof")
+    config = config_from_dict(
+        {
+            "data": {"train": str(small_shard), "sequence_length": 16},
+            "model": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "ffn_hidden_size": 32},
+            "optim": {"lr": 1e-3, "lr_warmup_steps": 500, "lr_decay_steps": 1000},
+            "train": {
+                "run_dir": str(folder / "unused"),
+                "train_steps": 1000,
+                "micro_batch_size": 2,
+                "global_batch_size": 4,
+                "precision": "fp32",
+                "device": "cpu",
+            },
+        }
+    )
+    return verify.verify_resume(config, ranks=1, steps=6, stop_at=2, output=folder), folder, config
+
+
+def test_a_sound_run_passes_bit_for_bit(proven):
+    proof, folder, _ = proven
+    assert proof["passed"] and proof["losses_identical"] and proof["grad_norms_identical"]
+    assert proof["tensors_compared"] == 3 * (3 + 6) and proof["tensors_different"] == []
+    assert json.loads((folder / "proof.json").read_text()) == proof
+    assert "PASSED" in verify.format_proof(proof)
+    assert not (folder / "unused").exists()
+
+
+def test_a_difference_is_seen(proven):
+    proof, folder, _ = proven
+    log = folder / "parted" / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    kept = log.read_text()
+    for record in records:
+        if record["kind"] == "train" and record["step"] == 5:
+            record["loss"] += 1e-9
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    try:
+        compared = verify._compare_steps(folder / "whole", folder / "parted", 6)
+    finally:
+        log.write_text(kept)
+    assert not compared["losses_identical"] and compared["grad_norms_identical"]
+    assert "FAILED" in verify.format_proof({**proof, **compared, "passed": False})
+
+
+def test_a_missing_step_is_seen(proven):
+    _, folder, _ = proven
+    with pytest.raises(Exception, match="missing"):
+        verify._compare_steps(folder / "whole", folder / "parted", 7)
+
+
+def test_other_layouts_are_compared_within_tolerance(proven, tmp_path):
+    _, _, config = proven
+    proof = verify.verify_resume(config, ranks=1, steps=4, stop_at=2, output=tmp_path, resume_overrides=["parallel.tp=2"], resume_ranks=2)
+    assert proof["passed"] and not proof["same_layout"]
+    assert proof["max_loss_difference"] <= 1e-5
+
+
+def test_stop_must_lie_inside(proven, tmp_path):
+    with pytest.raises(ConfigError, match="--stop-at = 6"):
+        verify.verify_resume(proven[2], ranks=1, steps=6, stop_at=6, output=tmp_path)

@@ -1,0 +1,26 @@
+"""The formulas behind the log."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dnapretrain.config import config_from_dict
+from dnapretrain.train.metrics import bits_per_base, flops_per_token
+
+
+def test_uniform_over_bases_reads_two_bits():
+    assert bits_per_base(math.log(4), 1) == pytest.approx(2.0)
+    assert bits_per_base(math.log(4096), 6) == pytest.approx(2.0)
+
+
+def test_flops_equal_a_count_over_the_real_matrices(tiny_config, ranks):
+    from model.test_build import named_shapes
+
+    config = config_from_dict(tiny_config())
+    weights = ranks.run(1, named_shapes, tree=tiny_config())[0]
+    matrices = sum(tensor.numel() for name, tensor in weights.items() if tensor.dim() == 2 and "word_embeddings" not in name)
+    S, width = 32, 64
+    attention = sum(2 * 2 * width * S / 2 for _ in range(4))  # q k^T and probabilities x v, half of the square, forward
+    assert flops_per_token(config.model, S, 10) == pytest.approx(3 * (2 * matrices + attention))

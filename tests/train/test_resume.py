@@ -1,0 +1,69 @@
+"""A stopped run goes on as if it had not stopped: bit for bit at the same layout, within tolerance at another."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import training
+
+STOP, END = 4, 24
+
+
+def _train_halves(ranks, tiny_config, world_size, **overrides):
+    whole = ranks.run(world_size, training.train, tree=tiny_config("whole", **overrides), until=END, save=True)[0]
+    ranks.run(world_size, training.train, tree=tiny_config("parted", **overrides), until=STOP, save=True)
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        (1, {}),
+        (2, {"parallel.tp": 2, "parallel.sequence_parallel": True}),
+        (2, {"parallel.pp": 2, "parallel.vpp": 2}),
+        (2, {"parallel.use_distributed_optimizer": True}),
+        (2, {"parallel.use_distributed_optimizer": True, "train.precision": "bf16"}),
+        (2, {"parallel.tp": 2, "train.precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_bitwise_at_the_same_layout(ranks, tiny_config, tmp_path, world_size, overrides):
+    whole = _train_halves(ranks, tiny_config, world_size, **overrides)
+    resumed = ranks.run(world_size, training.train, tree=tiny_config("parted", **overrides), until=END, save=True)[0]
+    assert "resumed from" in resumed.log
+    assert resumed.losses == whole.losses[STOP:]
+    assert resumed.grad_norms == whole.grad_norms[STOP:]
+    assert resumed.learning_rates == whole.learning_rates[STOP:]
+    assert resumed.consumed_samples == whole.consumed_samples
+    ours, theirs = training.stored_tensors(tmp_path / "whole"), training.stored_tensors(tmp_path / "parted")
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg_sq" in name for name in ours)
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain optimizer", "distributed optimizer"])
+def test_at_other_layouts(ranks, tiny_config, tmp_path, distributed):
+    common = {"parallel.use_distributed_optimizer": distributed}
+    whole = _train_halves(ranks, tiny_config, 4, **{"parallel.tp": 2, "parallel.pp": 2}, **common)
+    for name, world_size, layout in (
+        ("one rank", 1, {}),
+        ("TP2", 2, {"parallel.tp": 2}),
+        ("PP4", 4, {"parallel.pp": 4}),
+        ("TP2xDP2", 4, {"parallel.tp": 2}),
+    ):
+        shutil.copytree(tmp_path / "parted", tmp_path / name)
+        resumed = ranks.run(world_size, training.train, tree=tiny_config(name, **layout, **common), until=END)[0]
+        assert len(resumed.losses) == END - STOP >= 20
+        assert max(abs(a - b) for a, b in zip(resumed.losses, whole.losses[STOP:], strict=True)) <= 1e-5, name
+        assert max(abs(a - b) / b for a, b in zip(resumed.grad_norms, whole.grad_norms[STOP:], strict=True)) <= 1e-4, name
+
+
+def test_three_stops_in_a_row(ranks, tiny_config):
+    whole = ranks.run(2, training.train, tree=tiny_config("whole", **{"parallel.tp": 2}), until=12)[0]
+    losses = []
+    for until in (3, 5, 9, 12):
+        losses += ranks.run(2, training.train, tree=tiny_config("parted", **{"parallel.tp": 2}), until=until, save=True)[0].losses
+    assert losses == whole.losses
