@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,59 @@ CONFIG = {
 }
 
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`dnapretrain ARGUMENTS` in `folder`."""
     command = [sys.executable, "-m", "dnapretrain", *arguments]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+WARM_UP = """
+import json, os, sys, traceback
+import dnapretrain.adapt.generate, dnapretrain.convert.hf, dnapretrain.train.run
+from dnapretrain.cli import main
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+print("ready", flush=True)
+for line in sys.stdin:
+    folder, arguments, out, err = json.loads(line)
+    if not (child := os.fork()):
+        os.chdir(folder)
+        for path, number in ((out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        code = 1
+        try:
+            code = main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # taking down torch and transformers would take a second
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """As `run`, in children of one process that has imported torch, Megatron and transformers: each saves seconds."""
+    command = [sys.executable, "-W", "ignore", "-c", WARM_UP]
+    pipes = tmp_path_factory.mktemp("pipes")
+
+    def ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        out, err = pipes / "out", pipes / "err"
+        out.write_text("")
+        err.write_text("")
+        process.stdin.write(json.dumps([str(folder), arguments, str(out), str(err)]) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(arguments, int(process.stdout.readline()), out.read_text(), err.read_text())
+
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield ask
+        process.stdin.close()
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -49,7 +98,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def check_refused(folder: Path, arguments: str, *says: str) -> None:
+def check_refused(folder: Path, arguments: str, *says: str, run: Run = run) -> None:
     """The command fails with one line that holds `says`, prints no result and changes nothing."""
     before = contents(folder)
     result = run(folder, *arguments.split())
@@ -94,12 +143,12 @@ def fasta(tmp_path: Path) -> Path:
     [
         ("protein.fa --output new", ["protein.fa: line 2, record 'p1': 'L' is an amino acid", "Give nucleotide FASTA"]),
         ("good.fa protein.fa --output new", ["protein.fa: line 2, record 'p1'"]),
-        ("good.fa protein.fa --output deep/er/new --workers 2", ["protein.fa: line 2, record 'p1'"]),
+        ("good.fa protein.fa --output new --workers 2", ["protein.fa: line 2, record 'p1'"]),
         ("empty.fa --output new", ["empty.fa: line 1: the file is empty", "Give FASTA"]),
         ("text.fa --output new", ["text.fa: line 1: 'd' before the first '>'"]),
         ("bare.fa --output new", ["bare.fa: line 3, record 'b': no bases in the whole file"]),
         ("twice.fa --output new", ["twice.fa: line 5, record 'a': this name was used at line 1 already", "Rename"]),
-        ("cut.fa.gz --output new", ["cut.fa.gz: line ", ", record 'long': the gzip file is truncated", "Fetch or pack it again"]),
+        ("cut.fa.gz --output new", ["cut.fa.gz: ", "the gzip file is truncated", "Fetch or pack it again"]),
         ("other.fa.zst --output new", ["other.fa.zst: line 1: this is Zstandard data", "zstd -d"]),
         ("missing.fa --output new", ["missing.fa: no such file or folder", "Give FASTA files"]),
         ("none --output new", ["none: no FASTA files", "Give the files themselves"]),
@@ -242,7 +291,7 @@ RESUME = "pretrain config.yaml train.train_steps=3"
         (lose_file, "evaluate run"),
         (flip_byte, f"evaluate {CHECKPOINT}"),
         (cut_file, RESUME),
-        (flip_byte, f"{RESUME} --ranks 2"),  # one rank finds it, both end, it is told once
+        (flip_byte, RESUME),
         (empty_state, RESUME),
         (lose_file, "convert to-hf run new"),
         (cut_file, "convert to-hf run new"),
@@ -250,23 +299,30 @@ RESUME = "pretrain config.yaml train.train_steps=3"
         (empty_state, "convert to-hf run new"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused(trained: Path, damage: Callable[[Path], str], arguments: str) -> None:
+def test_a_damaged_checkpoint_is_refused(trained: Path, run_warm: Run, damage: Callable[[Path], str], arguments: str) -> None:
     names = damage(trained)
-    check_refused(trained, arguments, names, "Use ")
+    check_refused(trained, arguments, names, "Use ", run=run_warm)
 
 
-def test_a_checkpoint_of_another_model_is_not_resumed(trained: Path) -> None:
-    check_refused(trained, f"{RESUME} model.ffn_hidden_size=96", "has model.ffn_hidden_size=64, the run has 96", "another train.run_dir")
+def test_damage_that_one_of_two_ranks_finds_is_told_once(trained: Path) -> None:
+    names = flip_byte(trained)
+    check_refused(trained, f"{RESUME} --ranks 2", names, "Use ")
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(trained: Path, run_warm: Run) -> None:
+    check_refused(
+        trained, f"{RESUME} model.ffn_hidden_size=96", "has model.ffn_hidden_size=64, the run has 96", "another train.run_dir", run=run_warm
+    )
 
 
 @pytest.mark.parametrize("verb", ["evaluate nowhere", "convert to-hf nowhere new"])
-def test_a_missing_checkpoint_is_refused(trained: Path, verb: str) -> None:
-    check_refused(trained, verb, "no such folder: nowhere", "Give a run folder or a checkpoint folder")
+def test_a_missing_checkpoint_is_refused(trained: Path, run_warm: Run, verb: str) -> None:
+    check_refused(trained, verb, "no such folder: nowhere", "Give a run folder or a checkpoint folder", run=run_warm)
 
 
-def test_a_latest_file_that_names_nothing_is_refused(trained: Path) -> None:
+def test_a_latest_file_that_names_nothing_is_refused(trained: Path, run_warm: Run) -> None:
     (trained / "run/checkpoints/latest").write_text("step_00000009\n")
-    check_refused(trained, "convert to-hf run new", "run/checkpoints/latest names step_00000009, which is not there")
+    check_refused(trained, "convert to-hf run new", "run/checkpoints/latest names step_00000009, which is not there", run=run_warm)
 
 
 # Where results go
@@ -283,8 +339,8 @@ def test_a_latest_file_that_names_nothing_is_refused(trained: Path) -> None:
         ("generate hf --num-bases 4 --output nowhere/new.fa", ["nowhere/new.fa: No such file or directory", "Check the path"]),
     ],
 )
-def test_a_target_that_cannot_be_written_is_refused(trained: Path, arguments: str, says: list[str]) -> None:
-    check_refused(trained, arguments, *says)
+def test_a_target_that_cannot_be_written_is_refused(trained: Path, run_warm: Run, arguments: str, says: list[str]) -> None:
+    check_refused(trained, arguments, *says, run=run_warm)
 
 
 # Hugging Face folders
@@ -317,9 +373,11 @@ def other_vocabulary(folder: Path) -> None:
         (lambda folder: None, "generate hf --num-bases 99 --prompt ACGT", ["context of 32 tokens", "room for 27 new bases"]),
     ],
 )
-def test_a_wrong_model_folder_or_prompt_is_refused(trained: Path, damage: Callable[[Path], None], arguments: str, says: list[str]) -> None:
+def test_a_wrong_model_folder_or_prompt_is_refused(
+    trained: Path, run_warm: Run, damage: Callable[[Path], None], arguments: str, says: list[str]
+) -> None:
     damage(trained)
-    check_refused(trained, arguments, *says)
+    check_refused(trained, arguments, *says, run=run_warm)
 
 
 # Ctrl-C

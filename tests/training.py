@@ -22,11 +22,10 @@ class Trained:
     log: str
 
 
-def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = False) -> Trained:
-    """Train (or resume) to step `until`, evaluate the held-out set, perhaps save."""
+def begin(env: Any, store: Any, tree: dict[str, Any]) -> tuple[Any, Any, str]:
+    """(trainer, data, what was logged) of a run begun or resumed on this rank of the pool."""
     warnings.simplefilter("ignore")
     from dnapretrain.config import check_world, config_from_dict
-    from dnapretrain.model.batches import step_batches
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups
     from dnapretrain.train.run import build_trainer, open_data
@@ -36,13 +35,25 @@ def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = F
     platform = platforms.start(config.train.device, env)
     data = open_data(config)
     start_groups(platform, config.parallel, config.train.seed, store)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         trainer = build_trainer(config, platform, data)
-        reports = []
+    return trainer, data, printed.getvalue()
+
+
+def next_batches(trainer: Any) -> list[Any]:
+    """The iterators of the global batch that the trainer's position asks for."""
+    from dnapretrain.model.batches import step_batches
+
+    return step_batches(trainer.stream, trainer.place, trainer.position.consumed_samples, trainer.num_microbatches)
+
+
+def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = False) -> Trained:
+    """Train (or resume) to step `until`, evaluate the held-out set, perhaps save."""
+    trainer, _, log = begin(env, store, tree)
+    reports = []
+    with contextlib.redirect_stdout(io.StringIO()):
         while trainer.position.step < until:
-            first = trainer.position.consumed_samples
-            reports.append(trainer.train_step(step_batches(trainer.stream, trainer.place, first, trainer.num_microbatches)))
+            reports.append(trainer.train_step(next_batches(trainer)))
         valid = trainer.evaluate()["valid"]
         if save:
             trainer.save(trainer.position)
@@ -53,7 +64,7 @@ def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = F
         learning_rates=[report.lr for report in reports],
         valid_loss=valid.loss,
         consumed_samples=trainer.position.consumed_samples,
-        log=printed.getvalue(),
+        log=log,
     )
 
 

@@ -93,6 +93,8 @@ def start(wanted: str = "auto", env: LaunchEnvironment | None = None) -> Platfor
             raise ConfigError(f"local rank {env.local_rank} has no GPU: this node shows {count}. Start at most {count} ranks per node.")
         # A launcher that gives each task one visible GPU numbers it 0 in every task.
         device = torch.device("cuda", env.local_rank if count > 1 else 0)
+        # One hardware queue keeps communication and computation in the order Megatron issues them (tensor parallel overlap).
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.cuda.set_device(device)
         return Platform(device, "nccl", env.rank, env.world_size)
     from dnapretrain.parallel import cpu_engine

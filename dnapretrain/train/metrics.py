@@ -77,7 +77,8 @@ class RunLog:
             self.say(
                 f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | "
                 f"bits/base {report.bits_per_base:.4f} | lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
-                f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | {totals['tflops']:.3f} TFLOP/s per rank{skipped}"
+                f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | "
+                f"{totals['tflops']:.3f} TFLOP/s per rank{skipped}"
             )
 
     def evaluation(self, name: str, step: int, consumed_tokens: int, result: dict[str, Any], seconds: float) -> None:

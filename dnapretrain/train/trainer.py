@@ -102,6 +102,8 @@ class Trainer:
         """Train to `train.train_steps` (or `train.stop_at_step`), logging, evaluating and saving on the way."""
         train, checkpoint, log = self.config.train, self.config.checkpoint, self.config.log
         last_step = min(train.train_steps, train.stop_at_step or train.train_steps)
+        if self.position.step >= last_step:
+            self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")
         while self.position.step < last_step:
             batches = step_batches(self.stream, self.place, self.position.consumed_samples, self.num_microbatches)
             report = self.train_step(batches)

@@ -56,7 +56,8 @@ def main() -> int:
         },
         "markov_bits_per_base": markov,
         "resume_identical": json.loads((PROOF / "proof.json").read_text())["passed"],
-        "seconds": {**seconds, "total": round(time.perf_counter() - started, 1)},
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_by_stage": seconds,
     }
     return _report(summary)
 
@@ -133,7 +134,7 @@ def _report(summary: dict) -> int:
     )
     print(f"Hugging Face logits differ from Megatron's by at most {gpt['hf_max_abs_logit_diff']:.2e}")
     print(f"stopped and resumed training identical: {summary['resume_identical']}")
-    print(f"seconds: {summary['seconds']}")
+    print(f"seconds: {summary['seconds']} ({', '.join(f'{stage} {value}' for stage, value in summary['seconds_by_stage'].items())})")
     print(f"wrote {OUT / 'summary.json'}, {OUT / 'loss.png'}, {HF}/")
     return 0 if learned and summary["resume_identical"] else 1
 

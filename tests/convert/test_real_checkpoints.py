@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import training
 
 
 def train_randomised(env, store, tree):
-    """Set every weight at random (gains too), take one tiny step, save: nothing is left at a value that hides a swap."""
-    warnings.simplefilter("ignore")
-    from dnapretrain.config import config_from_dict
-    from dnapretrain.model.batches import step_batches
+    """Set the gains at random too (matrices are), take one tiny step, save: nothing keeps a value that hides a swap."""
     from dnapretrain.model.build import named_weights
-    from dnapretrain.parallel import platform as platforms
-    from dnapretrain.parallel.groups import start_groups
-    from dnapretrain.train.run import build_trainer, open_data
 
-    config = config_from_dict(tree)
-    platform = platforms.start("cpu", env)
-    data = open_data(config)
-    start_groups(platform, config.parallel, 1, store)
+    trainer, _, _ = training.begin(env, store, tree)
+    inner = [chunk.module.module if tree["train"]["precision"] == "bf16" else chunk.module for chunk in trainer.chunks]
+    with torch.no_grad():
+        for name, weight in named_weights(inner):
+            # Gains are whole on every tensor-parallel rank: the same values there, keyed by name.
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            if weight.dim() == 1:
+                weight.copy_(1.0 + 0.5 * torch.rand(weight.shape, generator=generator))
+    trainer.optimizer.reload_model_params()
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(config, platform, data)
-        inner = [chunk.module.module if tree["train"]["precision"] == "bf16" else chunk.module for chunk in trainer.chunks]
-        with torch.no_grad():
-            for name, weight in named_weights(inner):
-                # Gains are whole on every tensor-parallel rank: the same values there, keyed by name.
-                generator = torch.Generator().manual_seed(sum(name.encode()))
-                if weight.dim() == 1:
-                    weight.copy_(1.0 + 0.5 * torch.rand(weight.shape, generator=generator))
-        trainer.optimizer.reload_model_params()
-        trainer.train_step(step_batches(trainer.stream, trainer.place, 0, trainer.num_microbatches))
+        trainer.train_step(training.next_batches(trainer))
         trainer.save(trainer.position)
 
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
+import training
 
 
 def evaluated(env, store, tree, max_samples):
-    warnings.simplefilter("ignore")
-    from dnapretrain.config import config_from_dict
     from dnapretrain.evaluate.heldout import held_out_loss
-    from dnapretrain.parallel import platform as platforms
-    from dnapretrain.parallel.groups import start_groups
-    from dnapretrain.train.run import build_trainer, open_data
 
-    config = config_from_dict(tree)
-    platform = platforms.start("cpu", env)
-    data = open_data(config)
-    start_groups(platform, config.parallel, 1, store)
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(config, platform, data)
+    trainer, data, _ = training.begin(env, store, tree)
     stream = data.held_out["valid"]
     result = held_out_loss(trainer.chunks, stream, trainer.place, 32, 1, max_samples)
     if env.world_size > 1:

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-
 import training
+
 from dnapretrain.errors import CheckpointError
 
 
@@ -115,13 +115,12 @@ def test_a_target_that_cannot_be_written_is_an_error(ranks, tiny_config, tmp_pat
 
 
 def slow_save(env, store, tree):
-    """Save with a limit that no save can keep."""
+    """Exit code of a process whose save takes longer than its limit."""
     import os
     import time
 
     from dnapretrain.train import checkpoint
 
-    checkpoint._ends_within.__wrapped__  # noqa: B018 - the guard is what ends the process
     pid = os.fork()
     if pid == 0:
         with checkpoint._ends_within(0.2, "saving x"):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import training
 
 from dnapretrain.config import config_from_dict
 from dnapretrain.train.optimizer import build_schedule
@@ -75,22 +76,14 @@ def test_wsd_decays_at_the_end_only(tiny_config, style, share):
 
 
 def one_step_with_decay(env, store, tree):
-    from dnapretrain.model.batches import step_batches
     from dnapretrain.model.build import named_weights
-    from dnapretrain.parallel import platform as platforms
-    from dnapretrain.parallel.groups import start_groups
-    from dnapretrain.train.run import build_trainer, open_data
 
-    config = config_from_dict(tree)
-    platform = platforms.start("cpu", env)
-    data = open_data(config)
-    start_groups(platform, config.parallel, 1, store)
-    trainer = build_trainer(config, platform, data)
+    trainer, _, _ = training.begin(env, store, tree)
     weights = dict(named_weights([chunk.module for chunk in trainer.chunks]))
     with torch.no_grad():
         weights["decoder.final_layernorm.weight"].fill_(2.0)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    trainer.train_step(step_batches(trainer.stream, trainer.place, 0, trainer.num_microbatches))
+    trainer.train_step(training.next_batches(trainer))
     return before, {name: weight.detach() for name, weight in weights.items()}
 
 
@@ -105,19 +98,10 @@ def test_decay_skips_norms(ranks, tiny_config):
 
 
 def poisoned_step(env, store, tree):
-    from dnapretrain.model.batches import step_batches
-    from dnapretrain.parallel import platform as platforms
-    from dnapretrain.parallel.groups import start_groups
-    from dnapretrain.train.run import build_trainer, open_data
-
-    config = config_from_dict(tree)
-    platform = platforms.start("cpu", env)
-    data = open_data(config)
-    start_groups(platform, config.parallel, 1, store)
-    trainer = build_trainer(config, platform, data)
+    trainer, _, _ = training.begin(env, store, tree)
 
     def step(poison):
-        lists = [list(batches) for batches in step_batches(trainer.stream, trainer.place, trainer.position.consumed_samples, trainer.num_microbatches)]
+        lists = [list(batches) for batches in training.next_batches(trainer)]
         if poison and env.rank == 0:
             lists[0][0].loss_mask_BS[:] = float("nan")
         return trainer.train_step([iter(batches) for batches in lists])

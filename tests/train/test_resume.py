@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-
 import training
 
 STOP, END = 4, 24
