@@ -106,11 +106,16 @@ def wrap_for_training(chunks: list[Decoder], parallel: ParallelConfig, precision
         overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
-    wrapped = []
-    for index, chunk in enumerate(chunks):
-        module = Float16Module(chunk.config, chunk) if precision == "bf16" else chunk
-        wrapped.append(DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=index > 0))
-    return wrapped
+    modules = wrap_for_precision(chunks, precision)
+    return [
+        DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=index > 0)
+        for index, (chunk, module) in enumerate(zip(chunks, modules, strict=True))
+    ]
+
+
+def wrap_for_precision(chunks: list[Decoder], precision: str) -> list[torch.nn.Module]:
+    """The chunks as they compute: in bf16 inside, fp32 at both ends, or as they are."""
+    return [Float16Module(chunk.config, chunk) if precision == "bf16" else chunk for chunk in chunks]
 
 
 def named_weights(chunks: list[Decoder]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -17,7 +17,7 @@ from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace
-from dnapretrain.model.build import build_chunks, wrap_for_training
+from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
 from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
@@ -113,10 +113,9 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
     try:
         chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
         load_weights(checkpoint, config, platform, chunks)
-        wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
         return {
             name: held_out_loss(
-                wrapped,
+                wrap_for_precision(chunks, config.train.precision),
                 data.held_out[name],
                 batch_place(config, platform),
                 config.data.sequence_length,
