@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -148,22 +149,27 @@ def run_step(step: Step, environment: dict[str, str]) -> tuple[int | None, list[
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        start_new_session=True,  # so that its own children end with it
     )
     out_of_time = threading.Event()
 
     def stop() -> None:
         out_of_time.set()
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(step.limit_seconds, stop)
     timer.start()
     output = []
-    for line in process.stdout or ():
-        sys.stdout.write(line)
-        sys.stdout.flush()
-        output.append(line.rstrip("\n"))
-    code = process.wait()
-    timer.cancel()
+    try:
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            output.append(line.rstrip("\n"))
+        code = process.wait()
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     return (None if out_of_time.is_set() else code), output
 
 

@@ -212,12 +212,11 @@ def _add_evaluate(verbs: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import load_config
-    from dnapretrain.convert.native import CONFIG_FILE, find_checkpoint
+    from dnapretrain.convert.native import find_checkpoint, read_config
     from dnapretrain.parallel.launch import launch_local
 
     checkpoint = find_checkpoint(arguments.run)
-    config = load_config(checkpoint / CONFIG_FILE, arguments.overrides)
+    config = read_config(checkpoint, arguments.overrides)
     ranks = _check_before_launch(config, arguments.ranks)
     if ranks > 1:
         sets = [part for name in arguments.sets for part in ("--set", name)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dnapretrain.errors import DataError
+from dnapretrain.errors import ConfigError, DataError
 
 LOG_FILE = "log.jsonl"
 UNIFORM_BITS = 2.0
@@ -87,6 +87,8 @@ def loss_curve(run_dir: Path, output_png: Path, markov: Mapping[int, float] | No
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    if output_png.suffix.lower() != ".png":
+        raise ConfigError(f"the picture is a PNG; {output_png} does not end in .png. Rename it.")
     history = read_log(run_dir)
     steps = np.array([record["step"] for record in history.train], dtype=np.int64)
     tokens = np.array([record["consumed_tokens"] for record in history.train], dtype=np.int64)

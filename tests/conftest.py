@@ -93,5 +93,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{len(skipped) - without_data} tests skipped for other reasons, GPU tests among them (make gpu-check)")
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 sys.path.insert(0, str(Path(__file__).parent))  # the ranks are spawned and import their work by name
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

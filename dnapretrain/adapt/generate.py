@@ -52,8 +52,12 @@ def generate(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(str(model_dir)).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(model_dir)).eval()
+        tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_dir} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
+    model.to(device)
     words = _base_words(tokenizer, model_dir)
     width = len(next(iter(words.values())))
     num_tokens = math.ceil(num_bases / width)
@@ -94,6 +98,8 @@ def _check_settings(
     for name, (value, lowest) in least.items():
         if not value >= lowest:
             raise ConfigError(f"{name} = {value} is below {lowest}.")
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {device} is neither cpu nor cuda.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device = {device}, but torch sees no CUDA device here. Use device cpu.")
 

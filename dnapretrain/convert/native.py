@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ WEIGHTS_DIR = "weights"
 CHECKPOINTS_DIR = "checkpoints"
 LATEST_FILE = "latest"
 INDEX_FILE = ".metadata"
+FORMAT_VERSION = 1
+"""Of the checkpoint folder, in state.json."""
 BACKEND_FILE = "metadata.json"
 """Written last by Megatron-core: a weights folder without it is not finished."""
 
@@ -51,10 +54,12 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Path:
     return checkpoint
 
 
-def read_config(checkpoint: Path) -> RunConfig:
-    """The resolved configuration the checkpoint was saved with; raises CheckpointError."""
+def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration the checkpoint was saved with, and dotted overrides of it; raises CheckpointError."""
+    if not (checkpoint / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{checkpoint / CONFIG_FILE} is missing: the checkpoint is incomplete. Use another one.")
     try:
-        return load_config(checkpoint / CONFIG_FILE)
+        return load_config(checkpoint / CONFIG_FILE, overrides)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {checkpoint}: {error}") from None
 
@@ -71,7 +76,14 @@ def read_tokenizer(checkpoint: Path) -> Tokenizer:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Step, consumed samples and digests of the checkpoint; raises CheckpointError."""
-    return _read_json(checkpoint / STATE_FILE)
+    path = checkpoint / STATE_FILE
+    state = _read_json(path)
+    missing = [key for key in ("format", "step", "consumed_samples", "files") if key not in state]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: the checkpoint is incomplete. Use another one.")
+    if state["format"] != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format {state['format']}; this version reads {FORMAT_VERSION}. Use the version that wrote it.")
+    return state
 
 
 def _read_json(path: Path) -> dict[str, Any]:

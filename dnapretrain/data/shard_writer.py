@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside the output that only this run uses; removed at the end, whatever happens."""
     if not output.name or output.is_dir():
         raise DataError(f"{output}: a folder, not a prefix. Give for example --output {output / 'shard'}")
+    created = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]  # innermost first
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}.dnapretrain-tmp")
     staging.mkdir(exist_ok=True)
@@ -77,6 +78,9 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            for folder in created:
+                with suppress(OSError):  # not empty: the shard is there
+                    folder.rmdir()
 
 
 def commit(staging: Path, output: Path) -> None:

@@ -69,6 +69,15 @@ def sum_of_ranks(value: int) -> int:
     return int(total.item())
 
 
+def problems_of_ranks(problem: str) -> list[str]:
+    """What went wrong on any rank ('' for nothing), in rank order and the same on every rank, so that all take the same way."""
+    if not sum_of_ranks(1 if problem else 0):
+        return []
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, problem)
+    return [text for text in gathered if text]
+
+
 def main_rank_does(action: Callable[[], None], error: type[DnaPretrainError], what: str) -> None:
     """Run `action` on rank 0 while the others wait; if it fails, raise `error` on every rank."""
     with on_every_rank(error, what):
@@ -84,6 +93,6 @@ def on_every_rank(error: type[DnaPretrainError], what: str) -> Iterator[None]:
         yield
     except Exception as failure:
         problem = failure
-    if sum_of_ranks(0 if problem is None else 1):
-        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:500] if problem else "another rank failed"
-        raise error(f"{what}: {reason}") from problem
+    reasons = problems_of_ranks("" if problem is None else " ".join(f"{type(problem).__name__}: {problem}".split())[:500])
+    if reasons:
+        raise error(f"{what}: {reasons[0]}") from problem

@@ -24,13 +24,12 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig, dump_config
-from dnapretrain.convert.native import file_digest, read_config, read_state
+from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state
 from dnapretrain.errors import CheckpointError
-from dnapretrain.parallel.groups import main_rank_does, on_every_rank, sum_of_ranks
+from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.optimizer import allocate_state
 
-FORMAT_VERSION = 1
 SHARDING = {
     # Tensors are stored whole under one name each, so that any layout can read them.
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -113,9 +112,9 @@ def load_checkpoint(
     """
     state = read_state(checkpoint)
     _check_fits(checkpoint, read_config(checkpoint), config)
-    if state["data_digest"] != data_digest:
+    if state.get("data_digest") != data_digest:
         raise CheckpointError(
-            f"checkpoint {checkpoint} was trained on other data or in another order (digest {state['data_digest']}, now {data_digest}). "
+            f"checkpoint {checkpoint} was trained on other data or in other order (digest {state.get('data_digest')}, now {data_digest}). "
             "Restore data.* and the shards, or start a new run from its weights: checkpoint.load=<it> with another train.run_dir."
         )
     _verify_files(checkpoint, state, platform)
@@ -230,11 +229,8 @@ def _verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -
             problem = f"{path} is missing"
         elif file_digest(path) != files[name]:
             problem = f"{path} is not as it was written (size or digest differs)"
-    # Every rank must take the same way, or the others wait in the next collective.
-    if sum_of_ranks(1 if problem else 0):
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is damaged: {problem or 'another rank found it'}. Use the one before it, or a copy."
-        )
+    if problems := problems_of_ranks(problem):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {problems[0]}. Use the one before it, or a copy.")
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from dnapretrain.train.metrics import FLOPS_FORMULA, RunLog
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
-from dnapretrain.train.trainer import Trainer, restore
+from dnapretrain.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class RunData:
 def open_data(config: RunConfig) -> RunData:
     """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
-    return RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
+    data = RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
+    if config.train.eval_interval and not data.held_out:
+        raise ConfigError(f"train.eval_interval = {config.train.eval_interval}, but nothing is held out. Set data.split or data.valid.")
+    return data
 
 
 def pretrain(config: RunConfig) -> Trainer:
@@ -72,6 +75,10 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     optimizer = build_optimizer(config, wrapped)
     schedule = build_schedule(config, optimizer)
 
+    # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
+    position = RunPosition()
+    if resume_from:
+        position = load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest)
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main)
 
@@ -92,10 +99,8 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         bases_per_token=data.tokenizer.bases_per_token,
         log=log,
         save=save,
-        position=RunPosition(),
+        position=position,
     )
-    if resume_from:
-        restore(trainer, load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest))
     _log_start(trainer, config, platform, data, resume_from)
     return trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ class Trainer:
     position: RunPosition
 
     def __post_init__(self) -> None:
+        # The schedule stands where the samples that updated the weights have brought it.
+        self.schedule.num_steps = 0
+        self.schedule.step(self.position.schedule_samples)
         self.num_microbatches = self.config.num_microbatches(self.place.data_parallel_size)
         self.forward_backward = get_forward_backward_func()
         megatron = self.chunks[0].config
@@ -144,10 +147,3 @@ class Trainer:
             "tokens_per_second": tokens / report.seconds,
             "tflops": flops / report.seconds / ranks / 1e12,
         }
-
-
-def restore(trainer: Trainer, position: RunPosition) -> None:
-    """Continue `trainer` from `position`: the schedule is set by the samples it had advanced by."""
-    trainer.position = replace(position)
-    trainer.schedule.num_steps = 0
-    trainer.schedule.step(position.schedule_samples)

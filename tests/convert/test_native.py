@@ -70,7 +70,7 @@ def test_missing_and_cut_files_are_checkpoint_errors(checkpoint, name, damage):
 
 
 def test_an_index_cut_anywhere_is_a_checkpoint_error_without_a_recorded_digest(checkpoint):
-    (checkpoint / "state.json").write_text(json.dumps({"step": 3}))
+    (checkpoint / "state.json").write_text(json.dumps({"format": 1, "step": 3, "consumed_samples": 0, "files": {}}))
     path = checkpoint / "weights" / ".metadata"
     content = path.read_bytes()
     for length in range(0, len(content) - 1, max(1, len(content) // 23)):
@@ -131,7 +131,7 @@ def test_pieces_written_by_several_ranks_are_put_together(tmp_path):
     plans = writer.prepare_global_plan([writer.prepare_local_plan(plan) for plan in plans])
     writer.finish(metadata, [writer.write_data(plan, planner).wait() for plan in plans])
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
-    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "state.json").write_text(json.dumps({"format": 1, "step": 0, "consumed_samples": 0, "files": {}}))
 
     reader = open_weights(tmp_path)
     assert reader.best_key("w") == "optimizer.state.fp32_param.w"
@@ -143,3 +143,12 @@ def test_pieces_written_by_several_ranks_are_put_together(tmp_path):
         reader.read("optimizer.state.fp32_param.w")
     with pytest.raises(CheckpointError, match="holds no tensor w"):
         reader.read("w")
+
+
+@pytest.mark.parametrize(
+    ("state", "named"), [({}, "lacks format"), ({"format": 2, "step": 0, "consumed_samples": 0, "files": {}}, "has format 2")], ids=str
+)
+def test_a_state_of_another_kind_is_refused(checkpoint, state, named):
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=named):
+        read_state(checkpoint)

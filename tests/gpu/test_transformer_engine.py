@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from gpu_support import groups, losses, need_transformer_engine, relative, report, run_config, steps, train, weights, workplace
 
-BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 5e-2)}
+BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 6e-2)}
 """Largest relative difference of the loss and of all gradients together. Transformer Engine multiplies fp32 matrices in
-TF32 (10 bits of mantissa); bf16 has 7 bits, and a small model's gradients under it differ by about 0.01 from those in fp32."""
+TF32 (10 bits of mantissa). In bf16 (7 bits) the torch spec's gradients of this model differ from its fp32 ones by 0.03, as
+measured on a CPU; both specs round differently, so twice that."""
 
 SHAPE = {"model__num_layers": 4, "model__hidden_size": 256, "model__ffn_hidden_size": 768, "data__sequence_length": 512}
 TE, TORCH = "transformer_engine", "torch"
