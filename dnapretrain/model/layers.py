@@ -44,9 +44,7 @@ class SdpaAttention(torch.nn.Module):
         if attention_mask is not None:
             raise ValueError("this attention is causal or full; it takes no mask tensor")
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
-        if key.shape[1] != query.shape[1]:
-            repeats = query.shape[1] // key.shape[1]
-            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
+        grouped = key.shape[1] != query.shape[1]
+        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal, enable_gqa=grouped)
         sequence, batch = query_SBND.shape[:2]
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)

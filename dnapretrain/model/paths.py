@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import megatron.core
 import torch
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 
 from dnapretrain.errors import ConfigError
 from dnapretrain.parallel.platform import Platform
@@ -16,8 +15,8 @@ def use_transformer_engine(transformer_impl: str, platform: Platform) -> bool:
     if transformer_impl == "torch":
         return False
     missing = [] if platform.is_cuda else ["a CUDA device"]
-    if importlib.util.find_spec("transformer_engine") is None:
-        missing.append("the package transformer_engine")
+    if not HAVE_TE:
+        missing.append("an installed Transformer Engine that loads")
     if missing and transformer_impl == "transformer_engine":
         raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
     return not missing

@@ -56,6 +56,7 @@ def activate() -> None:
     _answer_device_calls()
     _answer_stream_calls()
     _answer_random_calls()
+    _use_torch_kernels()
     _active = True
 
 
@@ -105,3 +106,21 @@ def _answer_random_calls() -> None:
     cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _use_torch_kernels() -> None:
+    """Take torch's Adam and norms where Megatron-core found Transformer Engine or Apex: their kernels run on CUDA only."""
+    from megatron.core import optimizer, utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer
+    from megatron.core.optimizer import optimizer as mixed_precision
+
+    chosen: Any = optimizer
+    chosen.Adam, chosen.SGD, chosen.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    sharded: Any = distrib_optimizer
+    sharded.HAVE_APEX_OR_TE = sharded.USING_TE_OPTIMIZER = sharded.USING_APEX_OPTIMIZER = False
+    kernels: Any
+    for kernels in (clip_grads, mixed_precision):
+        kernels.multi_tensor_applier = utils.local_multi_tensor_applier
+        kernels.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    kernels = clip_grads
+    kernels.l2_norm_impl = utils.local_multi_tensor_l2_norm

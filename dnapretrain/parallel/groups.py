@@ -14,8 +14,8 @@ from dnapretrain.config import ParallelConfig
 from dnapretrain.errors import DnaPretrainError
 from dnapretrain.parallel.platform import Platform
 
-TIMEOUT = timedelta(minutes=10)
-"""A collective that waits longer than this ends the run with an error."""
+TIMEOUT = timedelta(minutes=40)
+"""A collective that waits longer than this ends the run with an error: longer than a save may take (checkpoint.timeout_seconds)."""
 
 
 def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None) -> None:

@@ -28,7 +28,7 @@ from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config,
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
-from dnapretrain.train.optimizer import allocate_state
+from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state
 
 SHARDING = {
     # Tensors are stored whole under one name each, so that any layout can read them.
@@ -74,6 +74,9 @@ def save_checkpoint(
 
     with _ends_within(config.checkpoint.timeout_seconds, f"saving {final}"):
         main_rank_does(prepare, CheckpointError, f"cannot write below {parent}")
+        if config.parallel.overlap_param_gather:  # updated weights wait for the next forward pass otherwise: the old ones would be saved
+            for chunk in chunks:
+                chunk.start_param_sync(force_sync=True)
         with on_every_rank(CheckpointError, f"cannot save {final}"):
             dist_checkpointing.save(
                 _sharded_state(chunks, optimizer, is_loading=False), str(partial / "weights"), content_metadata=dict(SHARDING)
@@ -122,6 +125,7 @@ def load_checkpoint(
     sharded = _sharded_state(chunks, optimizer, is_loading=True)
     loaded = _load(sharded, checkpoint, strict=StrictHandling.RAISE_ALL)
     _load_chunks(chunks, loaded)
+    adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     return RunPosition(**{name: state[name] for name in RunPosition.__dataclass_fields__})
 

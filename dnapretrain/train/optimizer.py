@@ -79,6 +79,33 @@ def allocate_state(optimizer: Any) -> None:
             part.init_state_fn(part.optimizer, part.config)
 
 
+def adopt_loaded_state(optimizer: Any, loaded: dict[str, Any]) -> None:
+    """Change `loaded`, read from a checkpoint, so that this optimizer can take it whichever Adam wrote it.
+
+    torch's AdamW counts its updates per weight, the fused Adam of Transformer Engine and of Apex per group.
+    """
+    (part,) = optimizer.chained_optimizers
+    if part.is_stub_optimizer:
+        return
+    inner = loaded.get("optimizer", loaded)
+    groups, states = inner["param_groups"], inner.get("state", {})
+    counts = [source[key] for source, key in ((states, "common_step"), *((group, "step") for group in groups)) if key in source]
+    if not counts:  # no update was made yet
+        return
+    step = int(max(float(count) for count in counts))
+    per_weight = isinstance(part.optimizer, torch.optim.AdamW) and not isinstance(part, DistributedOptimizer)
+    states.pop("common_step", None)
+    if per_weight:
+        states["common_step"] = torch.tensor(float(step))
+    for group in groups:
+        group.pop("step", None)
+        if not per_weight:
+            group["step"] = step
+        for key, value in part.optimizer.param_groups[0].items():
+            if key != "params":
+                group.setdefault(key, value)
+
+
 def _mend_step_of_torch_adamw(part: DistributedOptimizer) -> None:
     """Keep torch AdamW's per-parameter `step` right when a fully reshardable checkpoint is loaded.
 

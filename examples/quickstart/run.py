@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 GENOME = "examples/quickstart/data/NC_017625.1.fa.gz"
@@ -21,6 +22,7 @@ PROMPT = "ATGAAACGCATTAGCACCACCATTACCACC"  # the start of thrL, the first gene o
 
 def main() -> int:
     """Run every stage; write runs/quickstart/summary.json, loss.png and a table."""
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|transformers)(\.|$)")
     started, seconds = time.perf_counter(), {}
 
     def command(stage: str, *arguments: object) -> None:
@@ -94,6 +96,7 @@ def _max_logit_difference() -> float:
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     from dnapretrain.config import load_config
     from dnapretrain.convert.native import find_checkpoint
@@ -104,6 +107,7 @@ def _max_logit_difference() -> float:
     config = load_config(CONFIG)
     stream = held_out_streams(config.data, build_tokenizer(config.tokenizer))["valid"]
     tokens = stream.batch(np.arange(4, dtype=np.int64)).tokens
+    logging.disable_progress_bar()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(HF).eval(), AutoTokenizer.from_pretrained(HF)
     text = tokenizer.decode(tokens[0], skip_special_tokens=True)
     if tokenizer(text)["input_ids"] != tokens[0].tolist():
@@ -124,7 +128,7 @@ def _report(summary: dict) -> int:
     markov, gpt = summary["markov_bits_per_base"], summary["gpt"]
     best = min(markov, key=markov.get)
     loss_curve(RUN, OUT / "loss.png", markov)
-    table = markdown_table(summary_rows({"GPT, 0.8 M weights": gpt["valid_bits_per_base"]}, markov))
+    table = markdown_table(summary_rows({"GPT, 0.86 M weights": gpt["valid_bits_per_base"]}, markov))
     (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     learned = gpt["valid_bits_per_base"] < markov[best]
     print(f"\nheld-out bits per base, {gpt['valid_bases']:,} bases that no model saw\n\n{table}")

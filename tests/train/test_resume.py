@@ -25,6 +25,7 @@ def _train_halves(ranks, tiny_config, world_size, **overrides):
         (2, {"parallel.pp": 2, "parallel.vpp": 2}),
         (2, {"parallel.use_distributed_optimizer": True}),
         (2, {"parallel.use_distributed_optimizer": True, "train.precision": "bf16"}),
+        (2, {"parallel.use_distributed_optimizer": True, "parallel.overlap_param_gather": True, "parallel.overlap_grad_reduce": True}),
         (2, {"parallel.tp": 2, "train.precision": "bf16"}),
     ],
     ids=str,
