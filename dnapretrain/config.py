@@ -29,6 +29,33 @@ ALIASES = {
 }
 """Short names accepted in section `parallel`; the resolved tree prints the long ones."""
 
+NAMES_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "warmup_steps": "optim.lr_warmup_steps",
+    "lr_warmup_iters": "optim.lr_warmup_steps",
+    "lr_decay_iters": "optim.lr_decay_steps",
+    "betas": "optim.adam_beta1",
+    "max_grad_norm": "optim.clip_grad",
+    "seq_length": "data.sequence_length",
+    "max_length": "data.sequence_length",
+    "data_path": "data.train",
+    "batch_size": "train.global_batch_size",
+    "max_steps": "train.train_steps",
+    "train_iters": "train.train_steps",
+    "eval_iters": "train.eval_samples",
+    "output_dir": "train.run_dir",
+    "save": "train.run_dir",
+    "bf16": "train.precision",
+    "num_hidden_layers": "model.num_layers",
+    "num_key_value_heads": "model.num_query_groups",
+    "intermediate_size": "model.ffn_hidden_size",
+    "head_dim": "model.kv_channels",
+    "rope_theta": "model.rotary_base",
+    "rms_norm_eps": "model.norm_epsilon",
+    "tie_word_embeddings": "model.untie_embeddings_and_output_weights",
+}
+"""What Megatron-LM and Hugging Face call some settings: only to answer an unknown key with ours."""
+
 
 class Section(BaseModel):
     """A frozen part of the tree that refuses unknown keys."""
@@ -401,7 +428,8 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     names = list(known)
     leaf = key.rpartition(".")[2]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    elsewhere = [NAMES_ELSEWHERE[leaf]] if leaf in NAMES_ELSEWHERE else []
+    close = same_leaf or elsewhere or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not close:
         leaves = {name.rpartition(".")[2]: name for name in names}
         close = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]

@@ -41,15 +41,16 @@ def verify_resume(
         raise ConfigError(f"--stop-at = {stop_at} must lie between 0 and --steps = {steps}.")
     same_layout = not resume_overrides and resume_ranks in (None, ranks)
     output.mkdir(parents=True, exist_ok=True)
-    base = {"train": {"train_steps": steps, "eval_interval": 0, "eval_samples": 1}, "checkpoint": {"save_interval": 0, "resume": True}}
+    # One step short of the end: the last step would evaluate all that is held out, which proves nothing here.
+    base = {"train": {"train_steps": steps + 1, "eval_interval": 0}, "checkpoint": {"save_interval": 0, "resume": True}}
     if config.optim.lr_warmup_steps >= steps:
         base["optim"] = {"lr_warmup_steps": steps // 2}
     whole, parted = output / "whole", output / "parted"
     for folder in (whole, parted):
         shutil.rmtree(folder, ignore_errors=True)
-    _train(config, base, whole, output / "whole.yaml", [], ranks)
+    _train(config, base, whole, output / "whole.yaml", [f"train.stop_at_step={steps}"], ranks)
     _train(config, base, parted, output / "parted.yaml", [f"train.stop_at_step={stop_at}"], ranks)
-    _train(config, base, parted, output / "parted.yaml", resume_overrides, resume_ranks or ranks)
+    _train(config, base, parted, output / "parted.yaml", [f"train.stop_at_step={steps}", *resume_overrides], resume_ranks or ranks)
     proof = {
         "steps": steps,
         "stopped_at": stop_at,

@@ -171,7 +171,8 @@ def test_both_names_of_one_setting_are_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("optim.learning_rate=1", "unknown config key 'optim.learning_rate'. Did you mean '"),
+        ("optim.learning_rate=1", "unknown config key 'optim.learning_rate'. Did you mean 'optim.lr'?"),
+        ("model.rope_theta=5e5", "Did you mean 'model.rotary_base'?"),
         ("optim.l=1", "unknown config key 'optim.l'. Did you mean 'optim.lr'?"),
         ("train.lr=3e-4", "unknown config key 'train.lr'. Did you mean 'optim.lr'?"),
         ("model.hiden_size=64", "unknown config key 'model.hiden_size'. Did you mean 'model.hidden_size'?"),
@@ -433,3 +434,10 @@ def test_shipped_configurations_are_valid() -> None:
     assert shipped
     for path in shipped:
         load_config(path)
+
+
+def test_names_of_other_tools_lead_to_real_keys() -> None:
+    from dnapretrain.config import NAMES_ELSEWHERE
+
+    assert set(NAMES_ELSEWHERE.values()) <= set(config_keys())
+    assert not {key.rpartition(".")[2] for key in config_keys()} & NAMES_ELSEWHERE.keys()
