@@ -187,12 +187,12 @@ class Transformers(Contestant):
         import torch
         import torch.nn.functional as F
 
-        from dnapretrain.model.batches import read_batch
+        from dnapretrain.model.batches import to_device
 
         first, size = self.next_sample, self.size
         self.next_sample += size.global_batch_size
         batches = [
-            read_batch(self.stream, np.arange(start, start + size.micro_batch_size, dtype=np.int64), self.device)
+            to_device(self.stream.batch(np.arange(start, start + size.micro_batch_size, dtype=np.int64)), self.device)
             for start in range(first, self.next_sample, size.micro_batch_size)
         ]
         num_targets = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum()

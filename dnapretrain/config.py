@@ -255,7 +255,7 @@ class TrainConfig(Section):
     eval_interval: int = Field(0, ge=0)
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     eval_samples: int | None = Field(None, gt=0)
-    """Samples per held-out set in the evaluations on the way (the last one uses all); default: all."""
+    """Samples, spread evenly over each held-out set, in the evaluations on the way (the last one uses all); default: all."""
 
 
 class CheckpointConfig(Section):

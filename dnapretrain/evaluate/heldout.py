@@ -10,7 +10,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.data.samples import SampleStream
-from dnapretrain.model.batches import BatchPlace, step_batches
+from dnapretrain.model.batches import BatchPlace, held_out_batches
 from dnapretrain.model.loss import forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
 
@@ -33,7 +33,7 @@ class HeldOutLoss:
 def held_out_loss(
     chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, bases_per_token: int, max_samples: int | None = None
 ) -> HeldOutLoss:
-    """Mean loss over the first `max_samples` samples of `stream` (default: all), each scored once; equal on every rank."""
+    """Mean loss over `max_samples` samples spread evenly over `stream` (default: all), each scored once; equal on every rank."""
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
     per_round = place.micro_batch_size * place.data_parallel_size
     rounds = math.ceil(num_samples / per_round)
@@ -46,7 +46,7 @@ def held_out_loss(
         first_sample = first_round * per_round
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=step_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, end=num_samples),
+            data_iterator=held_out_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, num_samples),
             model=chunks,
             num_microbatches=MICROBATCHES_PER_PASS,
             seq_length=sequence_length,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dnapretrain.data.samples import SampleStream
+from dnapretrain.data.samples import Batch, SampleStream
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,41 @@ class BatchPlace:
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
-def step_batches(
-    stream: SampleStream, place: BatchPlace, first_sample: int, num_microbatches: int, end: int | None = None
-) -> list[Iterator[DeviceBatch | None]]:
-    """One iterator per model chunk over this rank's micro-batches of one global batch.
-
-    Samples from `end` on do not exist: their places are filled with sample 0 at loss weight 0, so that
-    every rank runs micro-batches of one shape (held-out sets seldom divide evenly).
-    """
+def step_batches(stream: SampleStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
+    """One iterator per model chunk over this rank's micro-batches of one global batch; None where the chunk reads no batch."""
 
     def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
         for index in range(num_microbatches):
-            yield read_batch(stream, place.micro_batch_ids(first_sample, index), place.device, end) if reads else None
+            yield to_device(stream.batch(place.micro_batch_ids(first_sample, index)), place.device) if reads else None
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
 
-def read_batch(stream: SampleStream, ids: np.ndarray, device: torch.device, end: int | None = None) -> DeviceBatch:
-    """The samples `ids` on `device`."""
-    beyond = ids >= end if end is not None else np.zeros(len(ids), dtype=bool)
-    batch = stream.batch(np.where(beyond, 0, ids))
-    batch.loss_mask[beyond] = 0.0
+def held_out_batches(
+    stream: SampleStream, place: BatchPlace, first_sample: int, num_microbatches: int, num_samples: int
+) -> list[Iterator[DeviceBatch | None]]:
+    """The same over `num_samples` samples spread evenly over a held-out set, each of them once.
+
+    Places beyond `num_samples` are filled with sample 0 at loss weight 0, so that every rank runs micro-batches of
+    one shape: held-out sets seldom divide evenly.
+    """
+
+    def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
+        for index in range(num_microbatches):
+            if reads:
+                places = place.micro_batch_ids(first_sample, index)
+                beyond = places >= num_samples
+                batch = stream.batch(np.where(beyond, 0, places * stream.num_samples // num_samples))
+                batch.loss_mask[beyond] = 0.0
+                yield to_device(batch, place.device)
+            else:
+                yield None
+
+    return [chunk_batches(reads) for reads in place.chunk_reads]
+
+
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
+    """`batch` on `device`, with the positions of its tokens."""
     tokens, labels, loss_mask = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.labels, batch.loss_mask))
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     return DeviceBatch(tokens, labels, loss_mask, positions)

@@ -19,7 +19,8 @@ def evaluated(env, store, tree, max_samples):
     if env.world_size > 1:
         return result, None
     model, losses = trainer.chunks[0], []
-    for index in range(min(stream.num_samples, max_samples or stream.num_samples)):
+    count = min(stream.num_samples, max_samples or stream.num_samples)
+    for index in (place * stream.num_samples // count for place in range(count)):
         batch = stream.batch(np.array([index]))
         tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
         with torch.no_grad():

@@ -52,7 +52,7 @@ def loss_and_gradients_equal(precision: str) -> None:
 
 def first_batch(config: Any) -> dict[str, Any]:
     """Weights, loss and gradients of a new model on its first micro-batch."""
-    from dnapretrain.model.batches import read_batch
+    from dnapretrain.model.batches import to_device
     from dnapretrain.model.build import build_chunks, named_weights
     from dnapretrain.model.loss import forward_step
     from dnapretrain.train.run import open_data
@@ -60,7 +60,7 @@ def first_batch(config: Any) -> dict[str, Any]:
     data = open_data(config)
     with groups(config) as platform:
         chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
-        batch = read_batch(data.train, np.arange(config.train.micro_batch_size, dtype=np.int64), platform.device)
+        batch = to_device(data.train.batch(np.arange(config.train.micro_batch_size, dtype=np.int64)), platform.device)
         output, loss_function = forward_step(iter([batch]), chunks[0])
         loss_sum, num_targets, _ = loss_function(output)
         (loss_sum / num_targets).backward()

@@ -9,7 +9,7 @@ import torch
 from dnapretrain.config import config_from_dict
 from dnapretrain.data.samples import held_out_streams, train_stream
 from dnapretrain.data.tokenizers import build_tokenizer
-from dnapretrain.model.batches import BatchPlace, step_batches
+from dnapretrain.model.batches import BatchPlace, held_out_batches, step_batches
 from dnapretrain.model.loss import weighted_loss
 
 
@@ -42,7 +42,7 @@ def test_held_out_samples_are_each_scored_once(streams):
     total = 0.0
     for rank in range(3):
         place = BatchPlace(4, rank, 3, torch.device("cpu"), (True,))
-        (batches,) = step_batches(stream, place, 0, 10, end=stream.num_samples)
+        (batches,) = held_out_batches(stream, place, 0, 10, stream.num_samples)
         total += sum(float(batch.loss_mask_BS.sum()) for batch in batches)
     assert stream.num_samples < 3 * 4 * 10
     assert total == float(stream.batch(np.arange(stream.num_samples)).loss_mask.sum())
