@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
@@ -77,6 +79,9 @@ def save_checkpoint(
         if config.parallel.overlap_param_gather:  # updated weights wait for the next forward pass otherwise: the old ones would be saved
             for chunk in chunks:
                 chunk.start_param_sync(force_sync=True)
+        # This save ends before the call returns, so its results need no process of their own to wait in: Megatron would
+        # start one, and leave it behind when the rank is killed.
+        filesystem_async._results_queue = queue.Queue()
         with on_every_rank(CheckpointError, f"cannot save {final}"):
             dist_checkpointing.save(
                 _sharded_state(chunks, optimizer, is_loading=False), str(partial / "weights"), content_metadata=dict(SHARDING)

@@ -133,3 +133,17 @@ def slow_save(env, store, tree):
 
 def test_a_save_that_hangs_ends_the_process(ranks, tiny_config):
     assert ranks.run(1, slow_save, tree=tiny_config())[0] == 3
+
+
+def children_after_a_save(env, store, tree):
+    """Command lines of the processes a rank has left running after a save."""
+    import psutil
+
+    trainer, _, _ = training.begin(env, store, tree)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    trainer.save(trainer.position)
+    return [child.cmdline() for child in psutil.Process().children(recursive=True) if child.pid not in before]
+
+
+def test_a_save_leaves_no_process_behind(ranks, tiny_config):
+    assert ranks.run(1, children_after_a_save, tree=tiny_config()) == [[]]
