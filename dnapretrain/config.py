@@ -131,7 +131,10 @@ class DataConfig(Section):
     random_phase: bool = False
     """k-mer tokenizers: start each training sample at a random offset of 0 to k-1 bases."""
     lowercase_weight: float = Field(1.0, ge=0)
-    """Loss weight of soft-masked (lower-case) bases; upper-case bases weigh 1, ambiguous bases 0."""
+    """Loss weight of soft-masked (lower-case) bases; upper-case bases weigh 1, ambiguous bases 0.
+
+    The reported loss is the weighted mean; gradients are divided by the number of weighted targets, whatever their weights.
+    """
     seed: int = 1234
 
     @field_validator("train", mode="before")

@@ -22,6 +22,9 @@ LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 GRAD_NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative gradient-norm difference then."""
 
+LAYOUT_KEYS = ("parallel.", "train.micro_batch_size=", "train.recompute=", "train.device=", "model.transformer_impl=")
+"""What the resumed half may change: settings that do not change the mathematics."""
+
 
 def verify_resume(
     config: RunConfig,
@@ -39,6 +42,11 @@ def verify_resume(
     """
     if not 0 < stop_at < steps:
         raise ConfigError(f"--stop-at = {stop_at} must lie between 0 and --steps = {steps}.")
+    for override in resume_overrides:
+        if not override.startswith(LAYOUT_KEYS):
+            raise ConfigError(
+                f"--resume-with {override} is no layout: the comparison would mean nothing. Known: {', '.join(LAYOUT_KEYS)}..."
+            )
     same_layout = not resume_overrides and resume_ranks in (None, ranks)
     output.mkdir(parents=True, exist_ok=True)
     # One step short of the end: the last step would evaluate all that is held out, which proves nothing here.

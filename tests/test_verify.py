@@ -75,3 +75,8 @@ def test_other_layouts_are_compared_within_tolerance(proven, tmp_path):
 def test_stop_must_lie_inside(proven, tmp_path):
     with pytest.raises(ConfigError, match="--stop-at = 6"):
         verify.verify_resume(proven[2], ranks=1, steps=6, stop_at=6, output=tmp_path)
+
+
+def test_only_layouts_may_differ(proven, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.lr=1 is no layout"):
+        verify.verify_resume(proven[2], ranks=1, steps=6, stop_at=2, output=tmp_path, resume_overrides=["optim.lr=1"])

@@ -10,6 +10,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.data.samples import SampleStream
+from dnapretrain.errors import DataError
 from dnapretrain.model.batches import BatchPlace, held_out_batches
 from dnapretrain.model.loss import forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
@@ -58,5 +59,9 @@ def held_out_loss(
     for chunk in chunks:
         chunk.train()
     loss_sum, weight_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+    if weight_sum == 0:
+        raise DataError(
+            f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
+        )
     loss = loss_sum / weight_sum
     return HeldOutLoss(loss, loss * math.log2(math.e) / bases_per_token, int(num_tokens), num_samples)

@@ -30,7 +30,7 @@ from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config,
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
-from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state
+from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
 
 SHARDING = {
     # Tensors are stored whole under one name each, so that any layout can read them.
@@ -132,6 +132,7 @@ def load_checkpoint(
     _load_chunks(chunks, loaded)
     adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
+    use_settings(optimizer, config.optim)
     return RunPosition(**{name: state[name] for name in RunPosition.__dataclass_fields__})
 
 

@@ -73,7 +73,7 @@ class RunLog:
         """Record a step; print it when `show`."""
         self.write("train", **asdict(report), consumed_samples=consumed_samples, **totals)
         if show:
-            skipped = "" if report.updated else " | UPDATE SKIPPED: loss or gradient not finite"
+            skipped = "" if report.updated else " | UPDATE SKIPPED: gradient not finite, or no base with a weight"
             self.say(
                 f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | "
                 f"bits/base {report.bits_per_base:.4f} | lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "

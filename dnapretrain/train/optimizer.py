@@ -15,7 +15,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from dnapretrain.config import RunConfig
+from dnapretrain.config import OptimConfig, RunConfig
 
 
 def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) -> Any:
@@ -77,6 +77,12 @@ def allocate_state(optimizer: Any) -> None:
             _separate_steps(part)
         else:
             part.init_state_fn(part.optimizer, part.config)
+
+
+def use_settings(optimizer: Any, optim: OptimConfig) -> None:
+    """Take learning rates, betas and eps from the settings: a loaded state brings back those it was written with."""
+    for group in optimizer.param_groups:
+        group.update(max_lr=optim.lr, min_lr=optim.min_lr, betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_eps)
 
 
 def adopt_loaded_state(optimizer: Any, loaded: dict[str, Any]) -> None:

@@ -27,6 +27,9 @@ from dnapretrain.train.metrics import FLOPS_FORMULA, RunLog
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.trainer import Trainer
 
+PROBES = 64
+"""Samples of each set that are looked at before a run starts."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -41,6 +44,13 @@ def open_data(config: RunConfig) -> RunData:
     """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
     data = RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
+    for stream in (data.train, *data.held_out.values()):
+        probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
+        if not stream.batch(probes).loss_mask.any():
+            raise ConfigError(
+                f"none of {len(probes)} samples of set '{stream.name}' has a base with a loss weight above 0 "
+                f"(data.lowercase_weight = {config.data.lowercase_weight:g}). Is it all in lower case? Raise data.lowercase_weight."
+            )
     if config.train.eval_interval and not data.held_out:
         raise ConfigError(f"train.eval_interval = {config.train.eval_interval}, but nothing is held out. Set data.split or data.valid.")
     return data

@@ -72,7 +72,8 @@ class Trainer:
 
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        updated = math.isfinite(grad_norm)  # a loss that is not finite makes the norm so too, on every rank alike
+        # A loss that is not finite makes the norm so too; 0 means that no base of the batch had a weight. On every rank alike.
+        updated = math.isfinite(grad_norm) and grad_norm > 0
         lr = self.schedule.get_lr(self.optimizer.param_groups[0])
         if updated:
             self._clip(grad_norm)
@@ -113,10 +114,10 @@ class Trainer:
             step = report.step
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
             self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps)
-            if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
-                self.evaluate()
             if (checkpoint.save_interval and step % checkpoint.save_interval == 0) or step == last_step:
                 self.save(self.position)
+            if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
+                self.evaluate()
 
     def evaluate(self) -> dict[str, HeldOutLoss]:
         """Loss on every held-out set, logged: on train.eval_samples of each on the way, on all at the end."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import training
+
+from dnapretrain.data.preprocess import preprocess
 
 
 def evaluated(env, store, tree, max_samples):
@@ -39,3 +42,18 @@ def test_equals_sample_by_sample_under_every_layout(ranks, tiny_config, max_samp
         for result, _ in ranks.run(world_size, evaluated, tree=tiny_config(f"{world_size}{layout}", **layout), max_samples=max_samples):
             assert result.num_tokens == alone.num_tokens and result.num_samples == alone.num_samples
             assert result.loss == pytest.approx(alone.loss, abs=1e-6)
+
+
+def test_a_set_without_weighted_bases_is_refused_before_training(tiny_config):
+    from dnapretrain.config import config_from_dict
+    from dnapretrain.errors import ConfigError
+    from dnapretrain.train.run import open_data
+
+    tree = tiny_config(**{"data.lowercase_weight": 0.0})
+    open_data(config_from_dict(tree))  # half of each contig is upper case
+    fasta = Path(tree["train"]["run_dir"]).with_suffix(".fa")
+    fasta.write_text(">soft\n" + "acgt" * 500 + "\n")
+    preprocess([fasta], fasta.with_suffix(""))
+    tree["data"]["valid"] = {"soft": str(fasta.with_suffix(""))}
+    with pytest.raises(ConfigError, match="set 'soft' has a base with a loss weight"):
+        open_data(config_from_dict(tree))

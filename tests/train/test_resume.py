@@ -67,3 +67,14 @@ def test_three_stops_in_a_row(ranks, tiny_config):
     for until in (3, 5, 9, 12):
         losses += ranks.run(2, training.train, tree=tiny_config("parted", **{"parallel.tp": 2}), until=until, save=True)[0].losses
     assert losses == whole.losses
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain optimizer", "distributed optimizer"])
+def test_new_optimizer_settings_hold_after_a_resume(ranks, tiny_config, distributed):
+    common = {"parallel.use_distributed_optimizer": distributed}
+    ranks.run(2, training.train, tree=tiny_config("parted", **common), until=STOP, save=True)
+    new = {"optim.lr": 6e-3, "optim.min_lr": 5e-3, "optim.adam_beta2": 0.5}
+    old = ranks.run(2, training.train, tree=tiny_config("parted", **common), until=STOP + 2)[0]
+    changed = ranks.run(2, training.train, tree=tiny_config("parted", **common, **new), until=STOP + 2)[0]
+    assert min(changed.learning_rates) >= 5e-3 > max(old.learning_rates)
+    assert changed.losses[0] == old.losses[0] and changed.losses[1] != old.losses[1]
