@@ -184,8 +184,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
     """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
     from dnapretrain.config import check_world
-    from dnapretrain.data.samples import held_out_streams, train_stream
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.run_data import open_data
     from dnapretrain.parallel.launch import default_ranks, is_launched
 
     if wanted_ranks is not None and wanted_ranks < 1:
@@ -196,9 +195,7 @@ def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
         return 1
     ranks = wanted_ranks or default_ranks(config.train.device, config.parallel.model_parallel_size)
     check_world(config, ranks)
-    tokenizer = build_tokenizer(config.tokenizer)
-    train_stream(config.data, tokenizer)
-    held_out_streams(config.data, tokenizer)
+    open_data(config)
     return ranks
 
 

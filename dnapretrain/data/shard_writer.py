@@ -86,20 +86,21 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 def commit(staging: Path, output: Path) -> None:
     """Rename the staged files to `output`.bin, .idx, .bed and last .json; replaces an older shard."""
     shard_file(output, "json").unlink(missing_ok=True)
-    _sync_folder(output.parent)
+    sync_folder(output.parent)
     try:
         for kind in DATA_KINDS:
             (staging / kind).replace(shard_file(output, kind))
-        _sync_folder(output.parent)
+        sync_folder(output.parent)
         (staging / "json").replace(shard_file(output, "json"))
     except BaseException:
         for kind in DATA_KINDS:
             shard_file(output, kind).unlink(missing_ok=True)
         raise
-    _sync_folder(output.parent)
+    sync_folder(output.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: what was renamed into it survives a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

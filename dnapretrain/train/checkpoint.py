@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig, dump_config
 from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state
+from dnapretrain.data.shard_writer import sync_folder
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
@@ -100,12 +101,12 @@ def save_checkpoint(
                 "files": files,
             }
             _write_synced(partial / "state.json", json.dumps(state, indent=1))
-            _sync_folder(partial)
+            sync_folder(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _write_synced(parent / ".latest.partial", final.name + "\n")
             (parent / ".latest.partial").replace(parent / "latest")
-            _sync_folder(parent)
+            sync_folder(parent)
 
         main_rank_does(finish, CheckpointError, f"cannot finish {final}")
     return final
@@ -248,14 +249,6 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from megatron.core import parallel_state
 
 from dnapretrain.config import ParallelConfig, RunConfig, check_world, dump_config
 from dnapretrain.convert.native import find_checkpoint, read_config
-from dnapretrain.data.samples import SampleStream, held_out_streams, train_stream
-from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.data.run_data import RunData, open_data
+from dnapretrain.data.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace
@@ -26,34 +25,6 @@ from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_check
 from dnapretrain.train.metrics import FLOPS_FORMULA, RunLog
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.trainer import Trainer
-
-PROBES = 64
-"""Samples of each set that are looked at before a run starts."""
-
-
-@dataclass(frozen=True)
-class RunData:
-    """Tokenizer and streams of a run: no ranks, no torch."""
-
-    tokenizer: Tokenizer
-    train: SampleStream
-    held_out: dict[str, SampleStream]
-
-
-def open_data(config: RunConfig) -> RunData:
-    """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
-    tokenizer = build_tokenizer(config.tokenizer)
-    data = RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
-    for stream in (data.train, *data.held_out.values()):
-        probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
-        if not stream.batch(probes).loss_mask.any():
-            raise ConfigError(
-                f"none of {len(probes)} samples of set '{stream.name}' has a base with a loss weight above 0 "
-                f"(data.lowercase_weight = {config.data.lowercase_weight:g}). Is it all in lower case? Raise data.lowercase_weight."
-            )
-    if config.train.eval_interval and not data.held_out:
-        raise ConfigError(f"train.eval_interval = {config.train.eval_interval}, but nothing is held out. Set data.split or data.valid.")
-    return data
 
 
 def pretrain(config: RunConfig) -> Trainer:
