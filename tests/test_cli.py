@@ -34,8 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     """What `pretrain` starts on this machine, in place of starting it; checks of data are left out."""
     calls: list[tuple[list[str], int]] = []
     monkeypatch.setattr(launch, "launch_local", lambda arguments, ranks: calls.append((arguments, ranks)) or 0)
-    monkeypatch.setattr("dnapretrain.data.samples.train_stream", lambda *_: None)
-    monkeypatch.setattr("dnapretrain.data.samples.held_out_streams", lambda *_: None)
+    monkeypatch.setattr("dnapretrain.data.run_data.open_data", lambda *_: None)
     return calls
 
 
