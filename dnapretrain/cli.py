@@ -183,7 +183,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
     """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
-    from dnapretrain.config import check_world
+    from dnapretrain.config_rules import check_world
     from dnapretrain.data.run_data import open_data
     from dnapretrain.parallel.launch import default_ranks, is_launched
 

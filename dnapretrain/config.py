@@ -17,10 +17,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from dnapretrain.config_rules import VOCAB_MULTIPLE, check_rules
 from dnapretrain.errors import ConfigError
-
-VOCAB_MULTIPLE = 128
-"""The vocabulary is padded to a multiple of this, whatever the tensor-parallel size."""
 
 ALIASES = {
     "tp": "tensor_model_parallel_size",
@@ -53,6 +51,13 @@ NAMES_ELSEWHERE = {
     "rope_theta": "model.rotary_base",
     "rms_norm_eps": "model.norm_epsilon",
     "tie_word_embeddings": "model.untie_embeddings_and_output_weights",
+    "mask_prob": "data.masking.mlm_probability",
+    "layer_norm_eps": "model.norm_epsilon",
+    "hidden_act": "model.activation",
+    "hidden_dropout_prob": "model.hidden_dropout",
+    "attention_probs_dropout_prob": "model.attention_dropout",
+    "emb_layer_norm_before": "model.embedding_norm",
+    "add_qkv_bias": "model.attention_bias",
 }
 """What Megatron-LM and Hugging Face call some settings: only to answer an unknown key with ours."""
 
@@ -110,6 +115,17 @@ class SplitConfig(Section):
         return [str(item) if type(item) is int else item for item in items]
 
 
+class MaskingConfig(Section):
+    """The masked objective: some tokens are hidden and predicted from both sides. Only bases are chosen, each by a keyed hash."""
+
+    mlm_probability: float = Field(0.0, ge=0, lt=1)
+    """Share of base tokens that are to be predicted (the field's usual value: 0.15); 0: the causal objective, next token."""
+    mask_replace_prob: float = Field(0.8, ge=0, le=1)
+    """Share of the chosen tokens that read <mask>."""
+    random_replace_prob: float = Field(0.1, ge=0, le=1)
+    """Share of them that read a random base or k-mer; the rest stays as it is, and is predicted all the same."""
+
+
 class DataConfig(Section):
     """Where samples come from and how they are cut."""
 
@@ -135,6 +151,7 @@ class DataConfig(Section):
 
     The reported loss is the weighted mean; gradients are divided by the number of weighted targets, whatever their weights.
     """
+    masking: MaskingConfig = MaskingConfig()
     seed: int = 1234
 
     @field_validator("train", mode="before")
@@ -162,8 +179,10 @@ class TokenizerConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network: a Llama-style decoder (RMSNorm, SwiGLU, RoPE, grouped queries, no biases)."""
+    """The network: a Llama-style decoder, or an encoder that can be any of the published ones."""
 
+    kind: Literal["decoder", "encoder"] = "decoder"
+    """decoder: causal, next token. encoder: sees both sides, learns by `data.masking`, has a masked-LM head."""
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
@@ -172,14 +191,37 @@ class ModelConfig(Section):
     kv_channels: int | None = Field(None, gt=0)
     """Width of one head; default: hidden_size / num_attention_heads."""
     ffn_hidden_size: int = Field(gt=0)
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
     norm_epsilon: float = Field(1e-5, gt=0)
+    norm_position: Literal["pre", "post"] = "pre"
+    """pre: x + f(norm(x)), a final norm after the last layer; post: norm(x + f(x))."""
+    activation: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    """Of the feed-forward; the first two multiply two projections. GELU is exact (erf)."""
+    attention_bias: bool = False
+    """Biases on the query, key, value and output projections."""
+    ffn_in_bias: bool = False
+    ffn_out_bias: bool = False
+    position_embedding_type: Literal["rope", "learned_absolute", "alibi", "none"] = "rope"
+    """alibi: symmetric, -slope x distance (Press et al. 2022; slopes in head order, as published for any number of heads)."""
     rotary_base: int = Field(10_000, gt=0)
     max_position_embeddings: int | None = Field(None, gt=0)
     """Longest input in tokens, written into the Hugging Face config; default: data.sequence_length."""
+    embedding_norm: bool = False
+    """A norm between the embeddings and the first layer."""
+    type_vocab_size: int = Field(0, ge=0)
+    """Rows of a token-type table, of which row 0 is added to every token (DNABERT-2 has 2)."""
+    token_dropout: float = Field(0.0, ge=0, lt=1)
+    """ESM's rescaling: <mask> embeds to 0, all words are scaled by (1 - this) / (1 - share of <mask> in the sample); ESM has 0.12."""
+    hidden_dropout: float = Field(0.0, ge=0, lt=1)
+    """After the embeddings, the attention and the feed-forward."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the attention probabilities."""
+    ffn_dropout: Literal["output", "inner"] = "output"
+    """Where hidden_dropout falls in the feed-forward: on what it adds, or on its inner activation (DNABERT-2)."""
     untie_embeddings_and_output_weights: bool = True
     init_method_std: float = Field(0.02, gt=0)
     transformer_impl: Literal["auto", "transformer_engine", "torch"] = "auto"
-    """auto: Transformer Engine where it is installed and CUDA is there, else torch."""
+    """auto: Transformer Engine where it is installed and CUDA is there, else torch. Encoders are torch for now."""
 
     @property
     def head_dim(self) -> int:
@@ -190,6 +232,11 @@ class ModelConfig(Section):
     def query_groups(self) -> int:
         """Number of key/value heads."""
         return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """True where the feed-forward multiplies two projections."""
+        return self.activation != "gelu"
 
 
 class ParallelConfig(Section):
@@ -248,6 +295,9 @@ class TrainConfig(Section):
     """Samples per forward pass on one data-parallel rank."""
     global_batch_size: int = Field(gt=0)
     """Samples per step over all data-parallel ranks."""
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """[start, increment, samples]: begin with batches of `start` samples and add `increment` at even distances over the first
+    `samples` samples, up to global_batch_size. Numbers of steps stay steps; the schedule between them runs in samples."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 keeps fp32 main weights, gradients and optimizer state."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -279,6 +329,8 @@ class LogConfig(Section):
 
     log_interval: int = Field(10, gt=0)
     """Steps between console lines; the JSON-lines log has every step."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Peak of one rank that MFU is measured against; default: the data sheet's, by the GPU's name; none on CPU."""
 
 
 class RunConfig(Section):
@@ -293,9 +345,34 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
-    def num_microbatches(self, data_parallel_size: int) -> int:
-        """Micro-batches per step on each of `data_parallel_size` ranks."""
-        return self.train.global_batch_size // (self.train.micro_batch_size * data_parallel_size)
+    def global_batch_size(self, consumed_samples: int) -> int:
+        """Samples in the step that begins after `consumed_samples`."""
+        full = self.train.global_batch_size
+        if self.train.rampup_batch_size is None:
+            return full
+        start, increment, samples = self.train.rampup_batch_size
+        if consumed_samples >= samples:
+            return full
+        return start + consumed_samples * ((full - start) // increment) // samples * increment
+
+    def samples_after(self, steps: int) -> int:
+        """Samples that `steps` steps read from the beginning of the run."""
+        samples = 0
+        for step in range(steps):
+            size = self.global_batch_size(samples)
+            if size == self.train.global_batch_size:
+                return samples + (steps - step) * size
+            samples += size
+        return samples
+
+    def num_microbatches(self, data_parallel_size: int, batch_size: int | None = None) -> int:
+        """Micro-batches on each of `data_parallel_size` ranks for a step of `batch_size` samples (default: global_batch_size)."""
+        return (batch_size or self.train.global_batch_size) // (self.train.micro_batch_size * data_parallel_size)
+
+    @property
+    def is_masked(self) -> bool:
+        """True for the masked objective, False for next-token prediction."""
+        return self.model.kind == "encoder"
 
     @property
     def max_positions(self) -> int:
@@ -356,7 +433,7 @@ def config_from_dict(tree: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         problems = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}{_got(e)}" for e in error.errors()]
         raise ConfigError("; ".join(problems)) from None
-    _check_rules(config)
+    check_rules(config)
     return config
 
 
@@ -445,106 +522,3 @@ def _got(error: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _divides(what: str, value: int, by_what: str, by: int, way_out: str) -> None:
-    if value % by:
-        raise ConfigError(f"{what} = {value} is not divisible by {by_what} = {by}. {way_out}")
-
-
-def _check_rules(config: RunConfig) -> None:
-    """Rules between settings that hold whatever the number of ranks."""
-    model, parallel, train, data, split = config.model, config.parallel, config.train, config.data, config.data.split
-    tp, pp, vpp = (
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-    )
-    if model.kv_channels is None:
-        _divides(
-            "model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels."
-        )
-    if model.head_dim % 2:
-        raise ConfigError(f"the head width {model.head_dim} is odd; rotary embeddings turn pairs. Set model.kv_channels to an even number.")
-    _divides("model.num_attention_heads", model.num_attention_heads, "model.num_query_groups", model.query_groups, "Change one of the two.")
-    tp_name, tp_out = "parallel.tensor_model_parallel_size", "Change parallel.tensor_model_parallel_size."
-    _divides("model.num_attention_heads", model.num_attention_heads, tp_name, tp, tp_out)
-    _divides("model.num_query_groups", model.query_groups, tp_name, tp, tp_out)
-    _divides("model.ffn_hidden_size", model.ffn_hidden_size, tp_name, tp, tp_out)
-    _divides("the padded vocabulary", VOCAB_MULTIPLE, tp_name, tp, f"It divides {VOCAB_MULTIPLE}: use 1, 2, 4, 8 or 16.")
-    stages = pp * (vpp or 1)
-    _divides("model.num_layers", model.num_layers, "pipeline stages", stages, "Change parallel.pipeline_model_parallel_size.")
-    if vpp and pp < 2:
-        raise ConfigError(
-            f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2."
-        )
-    if parallel.sequence_parallel:
-        if tp == 1:
-            raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
-        _divides("data.sequence_length", data.sequence_length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
-    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
-        raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
-    if config.max_positions < data.sequence_length:
-        raise ConfigError(
-            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Change one."
-        )
-    _divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size, "Change one of the two.")
-    if config.optim.min_lr > config.optim.lr:
-        raise ConfigError(f"optim.min_lr = {config.optim.min_lr} exceeds optim.lr = {config.optim.lr}. Lower it.")
-    if config.optim.lr_warmup_steps >= config.lr_decay_steps:
-        raise ConfigError(
-            f"optim.lr_warmup_steps = {config.optim.lr_warmup_steps} leaves nothing of the {config.lr_decay_steps} decay steps. Lower it."
-        )
-    if config.optim.lr_wsd_decay_steps and config.optim.lr_decay_style != "WSD":
-        raise ConfigError(f"optim.lr_wsd_decay_steps is for optim.lr_decay_style=WSD, not {config.optim.lr_decay_style}. Remove it.")
-    if (config.optim.lr_wsd_decay_steps or 0) > config.lr_decay_steps:
-        raise ConfigError(
-            f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
-        )
-    if data.stride is not None and data.sampling == "packed":
-        raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
-    if data.random_phase and config.tokenizer.kind != "kmer":
-        raise ConfigError(f"data.random_phase is for tokenizer.kind=kmer, not {config.tokenizer.kind}. Set it to false.")
-    _check_split(split)
-
-
-def _check_split(split: SplitConfig) -> None:
-    given = {
-        "contig": bool(split.valid_contigs or split.test_contigs),
-        "bed": bool(split.valid_bed or split.test_bed),
-        "block": bool(split.valid_fraction or split.test_fraction),
-    }
-    for rule, is_given in given.items():
-        if is_given and split.by != rule:
-            raise ConfigError(f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. Set data.split.by={rule}.")
-    if split.by != "none" and not given[split.by]:
-        needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction"}[split.by]
-        raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
-    if split.valid_fraction + split.test_fraction >= 1:
-        raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")
-
-
-def check_world(config: RunConfig, world_size: int) -> int:
-    """Check that the layout fits `world_size` ranks; return the data-parallel size."""
-    parallel, train = config.parallel, config.train
-    model_parallel = parallel.model_parallel_size
-    if world_size % model_parallel:
-        raise ConfigError(
-            f"{world_size} rank(s) cannot hold tensor parallel {parallel.tensor_model_parallel_size} x pipeline parallel "
-            f"{parallel.pipeline_model_parallel_size} = {model_parallel} ranks per model copy. Start a multiple of {model_parallel} ranks."
-        )
-    data_parallel = world_size // model_parallel
-    per_pass = train.micro_batch_size * data_parallel
-    if train.global_batch_size % per_pass:
-        raise ConfigError(
-            f"train.global_batch_size = {train.global_batch_size} is not divisible by train.micro_batch_size x data-parallel size = "
-            f"{train.micro_batch_size} x {data_parallel} = {per_pass}. Change one of them."
-        )
-    num_microbatches = config.num_microbatches(data_parallel)
-    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
-    if vpp and num_microbatches % pp:
-        raise ConfigError(
-            f"{num_microbatches} micro-batches per step do not divide into groups of {pp} pipeline ranks, which the interleaved schedule "
-            "needs. Change train.global_batch_size or train.micro_batch_size."
-        )
-    return data_parallel

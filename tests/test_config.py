@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from dnapretrain.cli import main
 from dnapretrain.config import (
     RunConfig,
-    check_world,
     config_from_dict,
     config_keys,
     dump_config,
     load_config,
     padded_vocab_size,
 )
+from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError
 
 BASE: dict[str, Any] = {

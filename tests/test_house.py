@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     ("", "_core", "errors"),  # "": the package itself, for its version
-    ("config",),
+    ("config", "config_rules"),
     ("data",),
     ("parallel",),
     ("model",),

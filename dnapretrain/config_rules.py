@@ -1,0 +1,180 @@
+"""The rules between settings, all in one place: each message names the values and the key to change.
+
+`check_rules` holds whatever the number of ranks; `check_world` needs to know it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dnapretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dnapretrain.config import RunConfig, SplitConfig
+
+VOCAB_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this, whatever the tensor-parallel size."""
+
+
+def _divides(what: str, value: int, by_what: str, by: int, way_out: str) -> None:
+    if value % by:
+        raise ConfigError(f"{what} = {value} is not divisible by {by_what} = {by}. {way_out}")
+
+
+DECODER_HAS = {
+    "normalization": "RMSNorm",
+    "norm_position": "pre",
+    "activation": "swiglu",
+    "attention_bias": False,
+    "ffn_in_bias": False,
+    "ffn_out_bias": False,
+    "position_embedding_type": "rope",
+    "embedding_norm": False,
+    "type_vocab_size": 0,
+    "token_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "ffn_dropout": "output",
+}
+"""Settings that only encoders can choose, and what a decoder has."""
+
+
+def check_rules(config: RunConfig) -> None:
+    """Rules between settings that hold whatever the number of ranks."""
+    model, parallel, train, data, split = config.model, config.parallel, config.train, config.data, config.data.split
+    tp, pp, vpp = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+    )
+    if model.kv_channels is None:
+        _divides(
+            "model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels."
+        )
+    if model.head_dim % 2 and model.position_embedding_type == "rope":
+        raise ConfigError(f"the head width {model.head_dim} is odd; rotary embeddings turn pairs. Set model.kv_channels to an even number.")
+    _divides("model.num_attention_heads", model.num_attention_heads, "model.num_query_groups", model.query_groups, "Change one of the two.")
+    tp_name, tp_out = "parallel.tensor_model_parallel_size", "Change parallel.tensor_model_parallel_size."
+    _divides("model.num_attention_heads", model.num_attention_heads, tp_name, tp, tp_out)
+    _divides("model.num_query_groups", model.query_groups, tp_name, tp, tp_out)
+    _divides("model.ffn_hidden_size", model.ffn_hidden_size, tp_name, tp, tp_out)
+    _divides("the padded vocabulary", VOCAB_MULTIPLE, tp_name, tp, f"It divides {VOCAB_MULTIPLE}: use 1, 2, 4, 8 or 16.")
+    stages = pp * (vpp or 1)
+    _divides("model.num_layers", model.num_layers, "pipeline stages", stages, "Change parallel.pipeline_model_parallel_size.")
+    if vpp and pp < 2:
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2."
+        )
+    if parallel.sequence_parallel:
+        if tp == 1:
+            raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
+        _divides("data.sequence_length", data.sequence_length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
+    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
+        raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
+    if config.max_positions < data.sequence_length:
+        raise ConfigError(
+            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Change one."
+        )
+    _divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size, "Change one of the two.")
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr = {config.optim.min_lr} exceeds optim.lr = {config.optim.lr}. Lower it.")
+    if config.optim.lr_warmup_steps >= config.lr_decay_steps:
+        raise ConfigError(
+            f"optim.lr_warmup_steps = {config.optim.lr_warmup_steps} leaves nothing of the {config.lr_decay_steps} decay steps. Lower it."
+        )
+    if config.optim.lr_wsd_decay_steps and config.optim.lr_decay_style != "WSD":
+        raise ConfigError(f"optim.lr_wsd_decay_steps is for optim.lr_decay_style=WSD, not {config.optim.lr_decay_style}. Remove it.")
+    if (config.optim.lr_wsd_decay_steps or 0) > config.lr_decay_steps:
+        raise ConfigError(
+            f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
+        )
+    if data.stride is not None and data.sampling == "packed":
+        raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
+    if data.random_phase and config.tokenizer.kind != "kmer":
+        raise ConfigError(f"data.random_phase is for tokenizer.kind=kmer, not {config.tokenizer.kind}. Set it to false.")
+    _check_objective(config)
+    _check_rampup(config)
+    _check_split(split)
+
+
+def _check_objective(config: RunConfig) -> None:
+    model, masking = config.model, config.data.masking
+    if model.kind == "decoder":
+        for name, only in DECODER_HAS.items():
+            if getattr(model, name) != only:
+                raise ConfigError(f"model.{name} = {getattr(model, name)} is for model.kind=encoder; a decoder has {only}. Remove it.")
+        if masking.mlm_probability:
+            raise ConfigError(
+                f"data.masking.mlm_probability = {masking.mlm_probability} is for model.kind=encoder; a decoder predicts the next token. "
+                "Set it to 0, or change model.kind."
+            )
+        return
+    if not masking.mlm_probability:
+        raise ConfigError("model.kind=encoder learns by masking. Set data.masking.mlm_probability, usually 0.15.")
+    if masking.mask_replace_prob + masking.random_replace_prob > 1:
+        raise ConfigError(
+            f"data.masking.mask_replace_prob = {masking.mask_replace_prob} and random_replace_prob = {masking.random_replace_prob} are shares "
+            "of the chosen tokens and exceed 1 together. Lower one."
+        )
+    if model.ffn_dropout == "inner" and not model.hidden_dropout:
+        raise ConfigError("model.ffn_dropout=inner says where model.hidden_dropout falls, which is 0. Set one of the two.")
+
+
+def _check_rampup(config: RunConfig) -> None:
+    if config.train.rampup_batch_size is None:
+        return
+    start, increment, samples = config.train.rampup_batch_size
+    full = config.train.global_batch_size
+    if not (0 < start < full and increment > 0 and samples > 0):
+        raise ConfigError(
+            f"train.rampup_batch_size = {[start, increment, samples]}: [start, increment, samples] must be positive and start below "
+            f"train.global_batch_size = {full}."
+        )
+    _divides(f"train.global_batch_size - start = {full} - {start}", full - start, "increment", increment, "Change train.rampup_batch_size.")
+    for name, size in (("start", start), ("increment", increment)):
+        micro = config.train.micro_batch_size
+        _divides(f"train.rampup_batch_size {name}", size, "train.micro_batch_size", micro, "Change one of the two.")
+
+
+def _check_split(split: SplitConfig) -> None:
+    given = {
+        "contig": bool(split.valid_contigs or split.test_contigs),
+        "bed": bool(split.valid_bed or split.test_bed),
+        "block": bool(split.valid_fraction or split.test_fraction),
+    }
+    for rule, is_given in given.items():
+        if is_given and split.by != rule:
+            raise ConfigError(f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. Set data.split.by={rule}.")
+    if split.by != "none" and not given[split.by]:
+        needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction"}[split.by]
+        raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
+    if split.valid_fraction + split.test_fraction >= 1:
+        raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")
+
+
+def check_world(config: RunConfig, world_size: int) -> int:
+    """Check that the layout fits `world_size` ranks; return the data-parallel size."""
+    parallel, train = config.parallel, config.train
+    model_parallel = parallel.model_parallel_size
+    if world_size % model_parallel:
+        raise ConfigError(
+            f"{world_size} rank(s) cannot hold tensor parallel {parallel.tensor_model_parallel_size} x pipeline parallel "
+            f"{parallel.pipeline_model_parallel_size} = {model_parallel} ranks per model copy. Start a multiple of {model_parallel} ranks."
+        )
+    data_parallel = world_size // model_parallel
+    per_pass = train.micro_batch_size * data_parallel
+    start, increment, _ = train.rampup_batch_size or (train.global_batch_size, 0, 0)
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    names = ("train.global_batch_size", "train.rampup_batch_size start", "train.rampup_batch_size increment")
+    for name, size in zip(names, (train.global_batch_size, start, increment), strict=True):
+        if size % per_pass:
+            raise ConfigError(
+                f"{name} = {size} is not divisible by train.micro_batch_size x data-parallel size = "
+                f"{train.micro_batch_size} x {data_parallel} = {per_pass}. Change one of them."
+            )
+        if vpp and (size // per_pass) % pp:
+            raise ConfigError(
+                f"{name}: {size // per_pass} micro-batches per step do not divide into groups of {pp} pipeline ranks, which the "
+                "interleaved schedule needs. Change train.global_batch_size or train.micro_batch_size."
+            )
+    return data_parallel
