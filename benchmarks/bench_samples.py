@@ -2,13 +2,14 @@
 
     python benchmarks/bench_samples.py [--bases 200_000_000]
 
-A row gives bases read per second, and the bytes of tokens, labels and loss mask written per second.
+A row gives bases read per second, and the bytes of tokens, labels and loss mask written per second. Each row of the causal
+objective has one of the masked objective beside it; the two take turns, so that a busy machine slows both.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,12 +26,17 @@ BATCH = 32
 
 
 def median_seconds(function: Callable[[int], Any], rounds: int = 15) -> float:
-    seconds = []
+    return median_seconds_in_turns([function], rounds)[0]
+
+
+def median_seconds_in_turns(functions: Sequence[Callable[[int], Any]], rounds: int = 15) -> list[float]:
+    seconds: list[list[float]] = [[] for _ in functions]
     for number in range(rounds):
-        start = time.perf_counter()
-        function(number)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        for function, times in zip(functions, seconds, strict=True):
+            start = time.perf_counter()
+            function(number)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
 
 
 def random_shard(bases: int, documents: int) -> Any:
@@ -45,15 +51,21 @@ def bench_batches(bases: int) -> None:
         shard = random_shard(bases, documents)
         for kind, sampling in (("nucleotide", "windows"), ("nucleotide", "packed"), ("kmer", "windows"), ("kmer", "packed")):
             tokenizer = build_tokenizer(TokenizerConfig(kind=kind, k=6))
-            data = DataConfig(train="random", sequence_length=8192, sampling=sampling, reverse_complement=0.5, random_phase=kind == "kmer")
-            stream = SampleStream("train", [Source(shard, whole_documents(shard))], data, tokenizer)
-            used = float((stream.batch(np.arange(BATCH)).labels > 4).mean()) * BATCH * 8192 * tokenizer.bases_per_token
-            seconds = median_seconds(lambda number, stream=stream: stream.batch(np.arange(number * BATCH, (number + 1) * BATCH)))
-            written = BATCH * 8192 * 20
-            print(
-                f"{kind:10} {sampling:8} {documents:6} documents: {used / seconds / 1e6:8.0f} Mbase/s "
-                f"{written / seconds / 1e9:6.2f} GB/s written {seconds / BATCH * 1e6:7.2f} us/sample"
+            settings: dict[str, Any] = {"train": "random", "sequence_length": 8192, "sampling": sampling, "reverse_complement": 0.5}
+            settings["random_phase"] = kind == "kmer"
+            sources = [Source(shard, whole_documents(shard))]
+            objectives = ("causal", {}), ("masked", {"mlm_probability": 0.15})
+            streams = [SampleStream("train", sources, DataConfig(**settings, masking=masking), tokenizer) for _, masking in objectives]
+            seconds_per_objective = median_seconds_in_turns(
+                [lambda number, stream=stream: stream.batch(np.arange(number * BATCH, (number + 1) * BATCH)) for stream in streams]
             )
+            for (objective, _), stream, seconds in zip(objectives, streams, seconds_per_objective, strict=True):
+                used = float((stream.batch(np.arange(BATCH)).labels > 4).mean()) * BATCH * 8192 * tokenizer.bases_per_token
+                written = BATCH * 8192 * 20
+                print(
+                    f"{kind:10} {sampling:8} {objective} {documents:6} documents: {used / seconds / 1e6:8.0f} Mbase/s "
+                    f"{written / seconds / 1e9:6.2f} GB/s written {seconds / BATCH * 1e6:7.2f} us/sample"
+                )
 
 
 def bench_copy() -> None:

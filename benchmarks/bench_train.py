@@ -29,8 +29,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NUM_BASES = 4_000_000
 SEED = 1234
-BF16_PEAK = {"H100": 989e12, "H200": 989e12}
-"""Dense bf16 peak of the SXM parts in FLOP/s, by the vendor's data sheet; name of the GPU -> peak."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ def main() -> int:
 def bench(arguments: argparse.Namespace, size: Size, folder: Path) -> int:
     """Build, warm up and time the contestants; print one row for each and one for each ratio. Returns 1 if any failed."""
     from dnapretrain.config import ParallelConfig
+    from dnapretrain.model.counts import FLOPS_FORMULA
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups, stop_groups
-    from dnapretrain.train.metrics import FLOPS_FORMULA
 
     platform = platforms.start(arguments.device)
     write_shard(folder)
@@ -139,11 +137,7 @@ class Ours(Contestant):
 
     def step(self) -> float:
         """One `Trainer.train_step`."""
-        from dnapretrain.model.batches import step_batches
-
-        trainer = self.trainer
-        batches = step_batches(trainer.stream, trainer.place, trainer.position.consumed_samples, trainer.num_microbatches)
-        return trainer.train_step(batches).loss
+        return self.trainer.train_step(self.trainer.next_batches()).loss
 
 
 class Transformers(Contestant):
@@ -269,14 +263,15 @@ def rates(seconds: list[float], size: Size, device: str) -> str:
 
     from dnapretrain.config import ModelConfig, TokenizerConfig
     from dnapretrain.data.tokenizers import build_tokenizer
-    from dnapretrain.train.metrics import flops_per_token
+    from dnapretrain.model.counts import flops_per_token
+    from dnapretrain.parallel.gpus import gpu_by_device_name
 
     median = statistics.median(seconds)
     tokens = size.global_batch_size * size.sequence_length
     vocab_size = build_tokenizer(TokenizerConfig(**TOKENIZER)).vocab_size
     flops = tokens * flops_per_token(ModelConfig(**model_section(size, "torch")), size.sequence_length, vocab_size) / median
-    peak = next((peak for name, peak in BF16_PEAK.items() if device == "cuda" and name in torch.cuda.get_device_name()), None)
-    share = f" ({100 * flops / peak:.1f} % of the {peak / 1e12:.0f} TFLOP/s dense bf16 peak)" if peak else ""
+    gpu = gpu_by_device_name(torch.cuda.get_device_name()) if device == "cuda" else None
+    share = f" ({100 * flops / gpu.bf16_tflops / 1e12:.1f} % of the {gpu.bf16_tflops:.0f} TFLOP/s dense bf16 peak)" if gpu else ""
     return (
         f"{median * 1e3:,.1f} ms per step (median of {len(seconds)}, {min(seconds) * 1e3:,.1f}-{max(seconds) * 1e3:,.1f}), "
         f"{tokens / median:,.0f} tokens/s, {flops / 1e12:,.3f} TFLOP/s{share}"

@@ -1,8 +1,9 @@
-// Python bindings: Encoder, SampleIndex, BatchFiller, and the two functions every order rests on.
+// Python bindings: Encoder, Masking, SampleIndex, BatchFiller, and the two functions every order rests on.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "dnacore.h"
@@ -35,12 +36,14 @@ struct SourceArrays {
 class BatchFiller {
 public:
     BatchFiller(const Encoder &encoder, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, Array<uint8_t>>> &sources,
-                const std::vector<int64_t> &samples_per_block, uint64_t seed)
-        : encoder_(encoder), blend_(make_blend(sources, samples_per_block, seed)) {
+                const std::vector<int64_t> &samples_per_block, uint64_t seed, const std::optional<Masking> &masking)
+        : encoder_(encoder), masking_(masking), blend_(make_blend(sources, samples_per_block, seed)) {
         for (const auto &[index, starts, bases] : sources) {
             if (index->rules().k != encoder.k()) throw std::invalid_argument("the index and the encoder have different k");
             if (index->rules().sequence_length != std::get<0>(sources.front())->rules().sequence_length)
                 throw std::invalid_argument("the sources have different sequence lengths");
+            if (index->rules().masked != masking.has_value())
+                throw std::invalid_argument("the rules of an index are masked and the filler has no masking, or the other way round");
             check_bounds(*index, starts, item_count(bases, "bases"));
             arrays_.push_back({index, starts, bases});
             sources_.push_back({index.get(), starts.data(), bases.data()});
@@ -63,7 +66,7 @@ public:
                 const auto [source, n] = blend_(id[row]);
                 const Source &from = sources_[static_cast<size_t>(source)];
                 from.index->resolve(n, sample);
-                fill_sample(from, encoder_, sample, token + row * S, label + row * S, weight + row * S);
+                fill_sample(from, encoder_, masking_ ? &*masking_ : nullptr, sample, token + row * S, label + row * S, weight + row * S);
             }
         }
         return py::make_tuple(tokens, labels, weights);
@@ -92,6 +95,7 @@ private:
     }
 
     Encoder encoder_;
+    std::optional<Masking> masking_;
     Blend blend_;
     std::vector<SourceArrays> arrays_;
     std::vector<Source> sources_;
@@ -111,7 +115,7 @@ Array<int64_t> encode(const Encoder &encoder, const Array<uint8_t> &bases) {
 
 std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool packed, bool shuffle, bool add_bos, bool random_phase,
                                         int64_t sequence_length, int64_t k, int64_t stride, int64_t min_length, double reverse_complement,
-                                        uint64_t seed, uint64_t source) {
+                                        uint64_t seed, uint64_t source, bool masked) {
     CutRules rules;
     rules.packed = packed;
     rules.shuffle = shuffle;
@@ -124,6 +128,7 @@ std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool pack
     rules.reverse_complement = reverse_complement;
     rules.seed = seed;
     rules.source = source;
+    rules.masked = masked;
     return std::make_shared<SampleIndex>(to_vector(lengths, "lengths"), rules);
 }
 
@@ -175,10 +180,15 @@ void bind_samples(py::module_ &module) {
              py::arg("unk"), py::arg("n"), py::arg("lowercase_weight"))
         .def("encode", &encode, py::arg("bases").noconvert());
 
+    py::class_<Masking>(module, "Masking")
+        .def(py::init<double, double, double, int64_t, int64_t, int64_t>(), py::kw_only(), py::arg("mlm_probability"),
+             py::arg("mask_replace_prob"), py::arg("random_replace_prob"), py::arg("mask_id"), py::arg("first_standard"),
+             py::arg("num_standard"));
+
     py::class_<SampleIndex, std::shared_ptr<SampleIndex>>(module, "SampleIndex")
         .def(py::init(&make_index), py::arg("lengths").noconvert(), py::kw_only(), py::arg("packed"), py::arg("shuffle"),
              py::arg("add_bos"), py::arg("random_phase"), py::arg("sequence_length"), py::arg("k"), py::arg("stride"),
-             py::arg("min_length"), py::arg("reverse_complement"), py::arg("seed"), py::arg("source"))
+             py::arg("min_length"), py::arg("reverse_complement"), py::arg("seed"), py::arg("source"), py::arg("masked") = false)
         .def_property_readonly("num_samples", &SampleIndex::num_samples)
         .def("coverage", &coverage)
         .def("used_segments", [](const SampleIndex &index) { return py::array_t<int64_t>(py::cast(index.used_segments())); })
@@ -186,8 +196,9 @@ void bind_samples(py::module_ &module) {
 
     py::class_<BatchFiller>(module, "BatchFiller")
         .def(py::init<const Encoder &, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, Array<uint8_t>>> &,
-                      const std::vector<int64_t> &, uint64_t>(),
-             py::arg("encoder"), py::arg("sources").noconvert(), py::arg("samples_per_block"), py::arg("seed"))
+                      const std::vector<int64_t> &, uint64_t, const std::optional<Masking> &>(),
+             py::arg("encoder"), py::arg("sources").noconvert(), py::arg("samples_per_block"), py::arg("seed"),
+             py::arg("masking") = py::none())
         .def("draw", &BatchFiller::draw, py::arg("sample"))
         .def("fill", &BatchFiller::fill, py::arg("ids").noconvert());
 }

@@ -103,12 +103,16 @@ private:
     int64_t staged_line_ = 0;
 };
 
-// ---- bases to samples: order.cpp, kmers.cpp, sample_index.cpp, batch.cpp -------------------------
+// ---- bases to samples: order.cpp, kmers.cpp, sample_index.cpp, masking.cpp, batch.cpp --------------
 
 // The order of the pipeline: segments (lengths) -> SampleIndex (draw -> runs of bases) -> Blend
-// (sample id -> source, draw) -> fill_sample (runs -> tokens, labels, loss weights) with an Encoder.
+// (sample id -> source, draw) -> fill_sample (runs -> tokens, labels, loss weights) with an Encoder
+// and, for the masked objective, a Masking.
 
-enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5 };
+enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5, mask = 6 };
+
+// The step of splitmix64: 2^64 divided by the golden ratio.
+constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
 
 // The finalizer of splitmix64: a bijection of 64-bit numbers that mixes every bit.
 inline uint64_t mix64(uint64_t x) {
@@ -149,6 +153,7 @@ private:
 
 struct CutRules {
     bool packed = false;
+    bool masked = false;      // masked objective: labels are the tokens themselves, not the next ones
     bool shuffle = true;  // false: samples in order, segments in order
     bool add_bos = true;
     bool random_phase = false;
@@ -159,6 +164,11 @@ struct CutRules {
     double reverse_complement = 0;
     uint64_t seed = 0;
     uint64_t source = 0;  // key of this source's draws
+
+    // Labels of a full sample, <bos> not counted, which is one in the masked objective only.
+    int64_t label_tokens() const { return sequence_length - (masked && add_bos ? 1 : 0); }
+    // Tokens read before them: without <bos>, the first token of a causal sample is context and no label.
+    int64_t context_tokens() const { return masked || add_bos ? 0 : 1; }
 };
 
 // Consecutive tokens of one sample read from one segment.
@@ -170,7 +180,7 @@ struct Run {
 };
 
 struct Sample {
-    int64_t epoch = 0;
+    int64_t draw = 0, epoch = 0;
     std::vector<Run> runs;
 };
 
@@ -256,6 +266,24 @@ private:
     std::vector<float> mean_;        // k > 1: number of lower-case bases -> loss weight
 };
 
+// The masked objective (BERT, arXiv:1810.04805): of the tokens that weigh anything, some are chosen; of the chosen, some read
+// <mask>, some a standard token (bases or k-mers, no N, no specials) drawn evenly, and the rest stay. A pure function of
+// (key, place in the sample): one mix64 chooses a place, a second one says what it reads.
+class Masking {
+public:
+    // Throws std::invalid_argument for probabilities outside 0 to 1, shares over 1 together, or no standard token.
+    Masking(double mlm_probability, double mask_replace_prob, double random_replace_prob, int64_t mask_id, int64_t first_standard,
+            int64_t num_standard);
+    // Changes the chosen tokens and sets the weights of all others to 0. A probability of 0 or 1 holds exactly.
+    void apply(uint64_t key, int64_t count, int64_t *tokens, float *weights) const;
+
+private:
+    uint64_t chosen_below_;               // of 2^53
+    uint64_t mask_below_, random_below_;  // of 2^32, one after the other
+    int64_t mask_id_, first_standard_;
+    uint64_t num_standard_;
+};
+
 // One source of a batch: the index, where each segment starts in `bases`, and the bases.
 struct Source {
     const SampleIndex *index;
@@ -263,7 +291,9 @@ struct Source {
     const uint8_t *bases;
 };
 
-// Writes one sample: tokens, labels and loss weights of `sequence_length` places each.
-void fill_sample(const Source &source, const Encoder &encoder, const Sample &sample, int64_t *tokens, int64_t *labels, float *weights);
+// Writes one sample: tokens, labels and loss weights of `sequence_length` places each. `masking` is read where the rules of the
+// source are masked, and only there.
+void fill_sample(const Source &source, const Encoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,
+                 int64_t *labels, float *weights);
 
 }  // namespace dnacore

@@ -8,7 +8,6 @@ namespace dnacore {
 
 namespace {
 
-constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
 constexpr int kRoundPairs = 3;
 
 }  // namespace

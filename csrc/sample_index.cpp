@@ -28,6 +28,8 @@ void check(const CutRules &rules) {
     const auto refuse = [](const std::string &what, int64_t value) { throw std::invalid_argument(what + std::to_string(value)); };
     if (rules.sequence_length < 1 || rules.sequence_length > (int64_t{1} << 40))
         refuse("the sequence length must be 1 to 2^40 tokens, got ", rules.sequence_length);
+    if (rules.label_tokens() < 1)
+        refuse("the sequence length of a masked sample that begins with <bos> must be at least 2 tokens, got ", rules.sequence_length);
     if (rules.k < 1 || rules.k > 8) refuse("k must be 1 to 8 bases, got ", rules.k);
     if (!rules.packed && rules.stride < 1) refuse("the stride must be at least 1 base, got ", rules.stride);
     if (rules.min_length < 1) refuse("the minimum length must be at least 1 base, got ", rules.min_length);
@@ -72,8 +74,7 @@ SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules) : 
 }
 
 void SampleIndex::build_windows() {
-    const int64_t context = rules_.add_bos ? 0 : rules_.k;  // without <bos> the first token is never a target
-    window_ = rules_.sequence_length * rules_.k + context + (rules_.random_phase ? rules_.k - 1 : 0);
+    window_ = (rules_.label_tokens() + rules_.context_tokens()) * rules_.k + (rules_.random_phase ? rules_.k - 1 : 0);
     std::vector<int64_t> counts(lengths_.size());
     std::transform(lengths_.begin(), lengths_.end(), counts.begin(), [this](int64_t length) { return window_count(length); });
     windows_ = PrefixTable(std::move(counts));
@@ -84,7 +85,7 @@ void SampleIndex::build_windows() {
 // long enough, holds a target whatever the phase, and reads bases that no full window reads.
 int64_t SampleIndex::window_count(int64_t length) {
     const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0;
-    const int64_t needed = std::max(rules_.min_length, (rules_.add_bos ? k : 2 * k) + slack);
+    const int64_t needed = std::max(rules_.min_length, (1 + rules_.context_tokens()) * k + slack);
     const int64_t full = length < std::max(window_, rules_.min_length) ? 0 : (length - window_) / stride + 1;
     const int64_t read = full ? (full - 1) * stride + window_ : 0;
     const int64_t next = std::min(full * stride, length);
@@ -106,7 +107,6 @@ int64_t SampleIndex::window_count(int64_t length) {
 }
 
 void SampleIndex::build_packed() {
-    const int64_t S = rules_.sequence_length;
     const int64_t slack = rules_.random_phase ? rules_.k - 1 : 0;
     const int64_t needed = std::max(rules_.min_length, rules_.k + slack);
     for (int64_t segment = 0; segment < num_segments(); ++segment) {
@@ -122,8 +122,8 @@ void SampleIndex::build_packed() {
     }
     if (packed_.empty()) return;
     stream_tokens_ -= 1;  // a separator stands between segments, not after the last
-    const int64_t targets = stream_tokens_ - (rules_.add_bos ? 0 : 1);
-    num_samples_ = (targets + S - 1) / S;
+    const int64_t labels = stream_tokens_ - rules_.context_tokens();
+    num_samples_ = (labels + rules_.label_tokens() - 1) / rules_.label_tokens();
 }
 
 std::vector<int64_t> SampleIndex::used_segments() const {
@@ -148,6 +148,7 @@ int64_t SampleIndex::phase(int64_t draw) const {
 void SampleIndex::resolve(int64_t draw, Sample &sample) const {
     if (draw < 0) throw std::out_of_range("draw " + std::to_string(draw) + " is negative");
     if (num_samples_ == 0) throw std::out_of_range("the source has no samples");
+    sample.draw = draw;
     sample.epoch = draw / num_samples_;
     sample.runs.clear();
     int64_t j = draw - sample.epoch * num_samples_;
@@ -167,7 +168,7 @@ void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const 
     const int64_t start = (j - windows_.start(segment)) * rules_.stride;
     const int64_t bases = std::min(window_, length(segment) - start);
     const int64_t shift = phase(draw);
-    const int64_t most = rules_.sequence_length + (rules_.add_bos ? 0 : 1);
+    const int64_t most = rules_.label_tokens() + rules_.context_tokens();
     const int64_t read = std::min(most, (bases - shift) / rules_.k) * rules_.k;
     const bool reverse = reversed(draw);
     sample.runs.push_back({segment, start + (reverse ? bases - shift - read : shift), read, shift, reverse, false});
@@ -197,8 +198,8 @@ std::shared_ptr<const SampleIndex::Layout> SampleIndex::layout(int64_t epoch) co
 
 void SampleIndex::resolve_packed(int64_t j, Sample &sample) const {
     const std::shared_ptr<const Layout> current = layout(sample.epoch);
-    int64_t token = j * rules_.sequence_length;
-    const int64_t end = std::min(token + rules_.sequence_length + (rules_.add_bos ? 0 : 1), stream_tokens_);
+    int64_t token = j * rules_.label_tokens();
+    const int64_t end = std::min(token + rules_.label_tokens() + rules_.context_tokens(), stream_tokens_);
     for (int64_t slot = current->tokens.find(token); token < end; ++slot) {
         const int64_t segment = segment_of_slot(slot, sample.epoch);
         const int64_t draw = sample.epoch * static_cast<int64_t>(packed_.size()) + slot;  // strand and phase are the segment's

@@ -52,6 +52,20 @@ class Encoder:
     def encode(self, bases: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Token ids; bases left over at the end are one <unk>."""
 
+class Masking:
+    """The masked objective: which tokens are chosen, and what they read. Raises ValueError for values that are no probabilities."""
+
+    def __init__(
+        self,
+        *,
+        mlm_probability: float,
+        mask_replace_prob: float,
+        random_replace_prob: float,
+        mask_id: int,
+        first_standard: int,
+        num_standard: int,
+    ) -> None: ...
+
 class SampleIndex:
     """Draws of one source, from segment lengths alone; a draw is resolved in O(log segments)."""
 
@@ -70,6 +84,7 @@ class SampleIndex:
         reverse_complement: float,
         seed: int,
         source: int,
+        masked: bool = False,
     ) -> None: ...
     @property
     def num_samples(self) -> int:
@@ -85,7 +100,10 @@ class SampleIndex:
         """Epoch, and (segment, start, length, phase, reverse, separator_after) of each run of bases the sample reads."""
 
 class BatchFiller:
-    """Sample ids to batches. With samples_per_block the sources are blended; without, they follow each other."""
+    """Sample ids to batches. With samples_per_block the sources are blended; without, they follow each other.
+
+    `masking` goes with indexes that are masked: all or none, else ValueError.
+    """
 
     def __init__(
         self,
@@ -93,6 +111,7 @@ class BatchFiller:
         sources: list[tuple[SampleIndex, NDArray[np.int64], NDArray[np.uint8]]],
         samples_per_block: list[int],
         seed: int,
+        masking: Masking | None = None,
     ) -> None: ...
     def draw(self, sample: int) -> tuple[int, int]:
         """(source, n-th draw from it) of a sample id. Raises IndexError outside the samples."""

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_convert,
         _add_generate,
+        _add_plan,
         _add_report,
         _add_verify,
         _add_doctor,
@@ -294,6 +295,35 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_plan(verbs: Any) -> None:
+    verb = verbs.add_parser("plan", help="before a run: parameters, memory of every layout, FLOPs, time")
+    verb.add_argument("config", type=Path, metavar="FILE", help="YAML file as for pretrain; its data are not opened")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    verb.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
+    verb.add_argument("--gpu", required=True, metavar="KIND", help="kind of GPU, e.g. a100-80, h100, h200")
+    verb.add_argument("--mfu", type=float, default=0.4, help="share of the peak to assume for the time (default 0.4)")
+    verb.add_argument("--check", action="store_true", help="count the weights of every stage on the real model too (needs torch)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.parallel.gpus import gpu_by_kind
+    from dnapretrain.plan import check_counts, format_check, format_plan, make_plan
+
+    config = load_config(arguments.config, arguments.overrides)
+    plan = make_plan(config, arguments.gpus, gpu_by_kind(arguments.gpu), arguments.mfu)
+    check = check_counts(config, arguments.gpus) if arguments.check else []
+    if arguments.json:
+        print(json.dumps({**plan, "check": check} if arguments.check else plan, indent=1))
+    else:
+        print(format_plan(plan))
+        if check:
+            print(f"\n{format_check(check)}")
+    return 0 if all(row["formula"] == row["model"] for row in check) else 1
+
+
 def _add_report(verbs: Any) -> None:
     verb = verbs.add_parser("report", help="the loss curve of a run as a picture")
     verb.add_argument("run", type=Path, metavar="RUN")
@@ -330,6 +360,24 @@ def _add_verify(verbs: Any) -> None:
         "--output", type=Path, default=Path("verify-resume"), metavar="DIR", help="runs and proof.json (default verify-resume)"
     )
     resume.set_defaults(verb=_verify_resume)
+    layouts = proofs.add_parser(
+        "layouts", help="train a few steps under every parallel layout; compare each loss and gradient norm with one rank"
+    )
+    layouts.add_argument("config", type=Path, metavar="CONFIG")
+    layouts.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    layouts.add_argument("--ranks", type=int, metavar="MAX", help="leave out larger layouts; default: 8 on CPU, the number of GPUs on CUDA")
+    layouts.add_argument("--steps", type=int, default=10, help="steps to compare (default 10)")
+    layouts.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="these layouts only, as the table names them, e.g. TP2 PP2"
+    )
+    layouts.add_argument(
+        "--output",
+        type=Path,
+        default=Path("verify-layouts"),
+        metavar="DIR",
+        help="settings, logs and layouts.json (default verify-layouts)",
+    )
+    layouts.set_defaults(verb=_verify_layouts)
 
 
 def _verify_resume(arguments: argparse.Namespace) -> int:
@@ -347,6 +395,17 @@ def _verify_resume(arguments: argparse.Namespace) -> int:
         output=arguments.output,
     )
     print(format_proof(proof))
+    return 0 if proof["passed"] else 1
+
+
+def _verify_layouts(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.verify_layouts import verify_layouts
+
+    config = load_config(arguments.config, arguments.overrides)
+    proof = verify_layouts(
+        config, arguments.output, arguments.steps, arguments.ranks, arguments.only, say=lambda line: print(line, flush=True)
+    )
     return 0 if proof["passed"] else 1
 
 

@@ -234,6 +234,11 @@ class ModelConfig(Section):
         return self.num_query_groups or self.num_attention_heads
 
     @property
+    def has_dropout(self) -> bool:
+        """True where anything is dropped in training."""
+        return self.hidden_dropout > 0 or self.attention_dropout > 0
+
+    @property
     def is_gated(self) -> bool:
         """True where the feed-forward multiplies two projections."""
         return self.activation != "gelu"

@@ -113,8 +113,8 @@ def _check_objective(config: RunConfig) -> None:
         raise ConfigError("model.kind=encoder learns by masking. Set data.masking.mlm_probability, usually 0.15.")
     if masking.mask_replace_prob + masking.random_replace_prob > 1:
         raise ConfigError(
-            f"data.masking.mask_replace_prob = {masking.mask_replace_prob} and random_replace_prob = {masking.random_replace_prob} are shares "
-            "of the chosen tokens and exceed 1 together. Lower one."
+            f"data.masking.mask_replace_prob = {masking.mask_replace_prob} and random_replace_prob = {masking.random_replace_prob} are "
+            "shares of the chosen tokens and exceed 1 together. Lower one."
         )
     if model.ffn_dropout == "inner" and not model.hidden_dropout:
         raise ConfigError("model.ffn_dropout=inner says where model.hidden_dropout falls, which is 0. Set one of the two.")

@@ -80,8 +80,10 @@ def _cores() -> int:
 def _paths() -> tuple[dict[str, str], list[str]]:
     import torch
 
+    from dnapretrain.config import ModelConfig
     from dnapretrain.model.paths import active_paths
     from dnapretrain.parallel import platform as platforms
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return active_paths("auto", "bf16", platforms.start("auto")), gpus
+    smallest = ModelConfig(num_layers=1, hidden_size=2, num_attention_heads=1, ffn_hidden_size=2)
+    return active_paths(smallest, "bf16", platforms.start("auto")), gpus

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +67,13 @@ class RankPool:
             for _, pipe in self._ranks[:world_size]:
                 pipe.send((function, arguments, world_size, store))
             answers = []
-            for process, pipe in self._ranks[:world_size]:
-                if not pipe.poll(TIMEOUT_SECONDS):
-                    self.close()
-                    raise TimeoutError(f"a rank did not answer within {TIMEOUT_SECONDS} s (alive: {process.is_alive()})")
+            for _, pipe in self._ranks[:world_size]:
+                deadline = time.monotonic() + TIMEOUT_SECONDS
+                while not pipe.poll(0.5):
+                    dead = [rank for rank, (process, _) in enumerate(self._ranks[:world_size]) if not process.is_alive()]
+                    if dead or time.monotonic() > deadline:
+                        self.close()
+                        raise TimeoutError(f"ranks {dead} have died" if dead else f"a rank did not answer within {TIMEOUT_SECONDS} s")
                 answers.append(pipe.recv())
         errors = [answer for answer in answers if answer[0] == "error"]
         if errors:

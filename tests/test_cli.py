@@ -20,7 +20,7 @@ from dnapretrain.parallel import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "examples" / "quickstart" / "gpt.yaml")
-SCRIPTS = ["preprocess", "inspect_shard", "pretrain", "evaluate", "convert", "generate", "report", "verify", "doctor"]
+SCRIPTS = ["preprocess", "inspect_shard", "pretrain", "evaluate", "convert", "generate", "plan", "report", "verify", "doctor"]
 
 
 @pytest.fixture(autouse=True)

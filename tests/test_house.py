@@ -19,7 +19,7 @@ ROOMS = (
     ("convert",),
     ("train",),
     ("adapt",),
-    ("plan", "report", "verify", "doctor"),
+    ("plan", "report", "verify", "verify_layouts", "doctor"),
     ("cli", "__main__"),
     ("tools",),
 )
@@ -28,7 +28,9 @@ LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAS
 MEGATRON_FILES = {
     "dnapretrain/evaluate/heldout.py",
     "dnapretrain/model/build.py",
+    "dnapretrain/model/cross_entropy.py",
     "dnapretrain/model/decoder.py",
+    "dnapretrain/model/encoder.py",
     "dnapretrain/model/layers.py",
     "dnapretrain/model/paths.py",
     "dnapretrain/parallel/cpu_engine.py",

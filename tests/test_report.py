@@ -1,10 +1,11 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from dnapretrain.errors import DataError
-from dnapretrain.report import loss_curve, markdown_table, read_log, short_count, summary_rows
+from dnapretrain.report import NAME_HEIGHT, loss_curve, markdown_table, name_places, read_log, short_count, summary_rows
 
 
 def train(step, bits=1.9):
@@ -59,19 +60,61 @@ def test_no_log_and_no_step_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 300])
-@pytest.mark.parametrize("markov", [None, {0: 2.0, 6: 1.94}])
-def test_the_curve_is_drawn_from_one_step_on(tmp_path, steps, markov):
+@pytest.mark.parametrize("levels", [None, {"order 0": 2.0, "best count model": 1.94}])
+def test_the_curve_is_drawn_from_one_step_on(tmp_path, steps, levels):
     from matplotlib.image import imread
 
     records = [train(step, 1.9 + 2 / step) for step in range(1, steps + 1)]
     run_dir = write(tmp_path / "run", [*records, evaluation("near", steps), evaluation("far", steps, 2.1)], tail="half a li")
-    loss_curve(run_dir, tmp_path / "pictures" / "loss.png", markov)
+    loss_curve(run_dir, tmp_path / "pictures" / "loss.png", levels)
     height, width, _ = imread(tmp_path / "pictures" / "loss.png").shape
     assert (width, height) == (1440, 800)
     pixels = imread(tmp_path / "pictures" / "loss.png")[..., :3]
     for color in ((0x1F, 0x5F, 0xA8), (0xD1, 0x49, 0x5B), (0x8F, 0x5F, 0xBF)):
         shade = np.array(color) / 255
         assert (np.abs(pixels - shade).max(axis=2) < 0.02).sum() > 20, color
+
+
+@pytest.mark.parametrize(
+    ("start", "unit"),
+    [({}, "bits per base"), ({"model": {"kind": "decoder"}}, "bits per base"), ({"model": {"kind": "encoder"}}, "bits per masked base")],
+)
+def test_the_picture_says_what_it_shows(tmp_path, monkeypatch, start, unit):
+    """The unit, the levels by name, and nothing broken by fields that the picture does not know."""
+    from matplotlib.axes import Axes
+
+    said = []
+    for name in ("set_ylabel", "set_title", "annotate"):
+        plain = getattr(Axes, name)
+        monkeypatch.setattr(
+            Axes, name, lambda axes, text, *rest, plain=plain, **style: (said.append(text), plain(axes, text, *rest, **style))[1]
+        )
+    records = [{"kind": "start", "step": 0, "config": start}, {**train(1), "accuracy": 0.3}, {**evaluation("v", 1), "accuracy": 0.4}]
+    run_dir = write(tmp_path / "run", records)
+    loss_curve(run_dir, tmp_path / "loss.png", {"count model, order 6": 1.94381, "count model, 4 flanks each side": 1.85})
+    assert said == [
+        unit,
+        f"{unit.capitalize()} while training",
+        "count model, 4 flanks each side: 1.850",
+        "count model, order 6: 1.944",
+        "uniform: 2 bits",
+    ]
+
+
+@pytest.mark.parametrize(
+    "lines", [[], [50.0], [50.0, 55.0], [50.0, 50.0, 50.0], [0.0, 1.0], [298.0, 299.0, 300.0], [10.0, 14.0, 18.0, 22.0, 120.0, 126.0]]
+)
+def test_names_of_close_lines_do_not_meet(lines):
+    places = name_places(lines, 300.0)
+    assert len(places) == len(lines)
+    assert all(upper - lower >= NAME_HEIGHT - 1e-9 for lower, upper in itertools.pairwise(places))
+    assert all(NAME_HEIGHT / 2 <= place <= 300.0 - NAME_HEIGHT / 2 for place in places)
+
+
+def test_names_stand_beside_their_lines():
+    half = NAME_HEIGHT / 2
+    assert name_places([50.0, 100.0], 300.0) == [50.0 + half, 100.0 + half]
+    assert name_places([50.0, 55.0], 300.0) == [50.0 - half, 55.0 + half]
 
 
 def test_markdown_table_aligns_numbers():
@@ -90,6 +133,9 @@ def test_markdown_table_aligns_numbers():
 def test_summary_rows_are_best_first():
     rows = summary_rows({"this model": 1.93}, {0: 2.0001, 6: 1.94})
     assert [row["model"] for row in rows] == ["this model", "count model, order 6", "uniform", "count model, order 0"]
+    rows = summary_rows({"bert": 1.9}, {1: 1.96, 4: 1.85}, "count model, {} flanks each side")
+    assert [row["model"] for row in rows] == ["count model, 4 flanks each side", "bert", "count model, 1 flanks each side", "uniform"]
+    assert rows[0]["bits per base"] == 1.85
 
 
 def test_short_counts():

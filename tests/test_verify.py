@@ -52,7 +52,7 @@ def test_a_difference_is_seen(proven):
             record["loss"] += 1e-9
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     try:
-        compared = verify._compare_steps(folder / "whole", folder / "parted", 6)
+        compared = verify.compare_steps(folder / "whole", folder / "parted", 6)
     finally:
         log.write_text(kept)
     assert not compared["losses_identical"] and compared["grad_norms_identical"]
@@ -62,7 +62,7 @@ def test_a_difference_is_seen(proven):
 def test_a_missing_step_is_seen(proven):
     _, folder, _ = proven
     with pytest.raises(Exception, match="missing"):
-        verify._compare_steps(folder / "whole", folder / "parted", 7)
+        verify.compare_steps(folder / "whole", folder / "parted", 7)
 
 
 def test_other_layouts_are_compared_within_tolerance(proven, tmp_path):
@@ -80,3 +80,13 @@ def test_stop_must_lie_inside(proven, tmp_path):
 def test_only_layouts_may_differ(proven, tmp_path):
     with pytest.raises(ConfigError, match=r"optim\.lr=1 is no layout"):
         verify.verify_resume(proven[2], ranks=1, steps=6, stop_at=2, output=tmp_path, resume_overrides=["optim.lr=1"])
+
+
+def test_the_settings_of_a_proof_stay_legal_and_train(proven, tmp_path):
+    """A schedule with a long final decay keeps its length; a warm-up beyond the proof is shortened, else nothing would be learned."""
+    tree = proven[2].model_dump(mode="json")
+    tree["optim"].update(lr_decay_style="WSD", lr_decay_steps=None, lr_wsd_decay_steps=400)
+    settings = config_from_dict(verify.proof_tree(config_from_dict(tree), tmp_path, 6))
+    assert (settings.train.train_steps, settings.train.stop_at_step, settings.lr_decay_steps) == (1000, 6, 1000)
+    assert (settings.train.run_dir, settings.optim.lr_warmup_steps) == (tmp_path, 3)
+    assert config_from_dict(verify.proof_tree(proven[2], tmp_path, 2000)).train.train_steps == 2001  # never reaches its last step

@@ -17,7 +17,10 @@ class Trained:
     losses: list[float]
     grad_norms: list[float]
     learning_rates: list[float]
-    valid_loss: float
+    accuracies: list[float]
+    valid: Any
+    """HeldOutLoss of the set 'valid'."""
+    batch_sizes: list[int]
     consumed_samples: int
     log: str
 
@@ -41,20 +44,13 @@ def begin(env: Any, store: Any, tree: dict[str, Any]) -> tuple[Any, Any, str]:
     return trainer, data, printed.getvalue()
 
 
-def next_batches(trainer: Any) -> list[Any]:
-    """The iterators of the global batch that the trainer's position asks for."""
-    from dnapretrain.model.batches import step_batches
-
-    return step_batches(trainer.stream, trainer.place, trainer.position.consumed_samples, trainer.num_microbatches)
-
-
 def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = False) -> Trained:
     """Train (or resume) to step `until`, evaluate the held-out set, perhaps save."""
     trainer, _, log = begin(env, store, tree)
     reports = []
     with contextlib.redirect_stdout(io.StringIO()):
         while trainer.position.step < until:
-            reports.append(trainer.train_step(next_batches(trainer)))
+            reports.append(trainer.train_step(trainer.next_batches()))
         valid = trainer.evaluate()["valid"]
         if save:
             trainer.save(trainer.position)
@@ -63,7 +59,9 @@ def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = F
         losses=[report.loss for report in reports],
         grad_norms=[report.grad_norm for report in reports],
         learning_rates=[report.lr for report in reports],
-        valid_loss=valid.loss,
+        accuracies=[report.accuracy for report in reports],
+        valid=valid,
+        batch_sizes=[report.batch_size for report in reports],
         consumed_samples=trainer.position.consumed_samples,
         log=log,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnapretrain.convert.hf import read_hf_config
 from dnapretrain.errors import ConfigError, DataError
 
 BASES = frozenset("ACGT")
@@ -88,6 +89,11 @@ def _check_settings(
 ) -> None:
     if not (Path(model_dir) / "config.json").is_file():
         raise ConfigError(f"{model_dir} holds no config.json. Give a folder made by `dnapretrain convert to-hf`.")
+    architecture = next(iter(read_hf_config(Path(model_dir)).get("architectures") or []), "")
+    if architecture.endswith("ForMaskedLM"):
+        raise ConfigError(
+            f"{model_dir} holds an encoder ({architecture}), which reads both sides and continues nothing. Give the folder of a decoder."
+        )
     least = {
         "num_bases": (num_bases, 1),
         "num_samples": (num_samples, 1),

@@ -9,7 +9,7 @@ from dnapretrain.data.tokenizers import Tokenizer
 
 CARD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags:
 - dna
 - genomics
@@ -18,7 +18,7 @@ tags:
 
 # DNA language model
 
-A Llama-style decoder with {parameters:,} parameters, trained on DNA with dnapretrain {dnapretrain}.
+{kind} with {parameters:,} parameters, trained on DNA {objective} with dnapretrain {dnapretrain}.
 
 | | |
 |---|---|
@@ -32,28 +32,45 @@ A Llama-style decoder with {parameters:,} parameters, trained on DNA with dnapre
 | exported from | `{checkpoint}` ({weights}), as {dtype} |
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-logits = model(**tokenizer("ACGTACGTACGT", return_tensors="pt")).logits
+{example}
 ```
 
 Input is upper-case A, C, G, T. The data digest names the exact training bases and sample order: a run on
 the same shards with the same seed prints the same one.
 """
 
+CAUSAL_EXAMPLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def model_card(config: RunConfig, tokenizer: Tokenizer, report: dict[str, Any]) -> str:
-    """Markdown text with a metadata block; `report` is that of the export."""
-    model = config.model
-    kind = "single bases" if tokenizer.kind == "nucleotide" else f"{tokenizer.k}-mers"
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+logits = model(**tokenizer("{dna}", return_tensors="pt")).logits"""
+
+MASKED_EXAMPLE = """from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+model = AutoModelForMaskedLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+logits = model(**tokenizer("{dna}", return_tensors="pt")).logits
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+fill("{dna}<mask>{dna}")"""
+
+
+def model_card(config: RunConfig, tokenizer: Tokenizer, task: str, report: dict[str, Any]) -> str:
+    """Markdown text with a metadata block; `task` is the family's, `report` that of the export."""
+    model, masking = config.model, config.data.masking
+    kind, objective, example = "A Llama-style decoder", "to predict the next token", CAUSAL_EXAMPLE
+    if config.is_masked:
+        kind, objective, example = "An ESM-style encoder", f"to fill in {100 * masking.mlm_probability:g} % of its tokens", MASKED_EXAMPLE
+    reads = "single bases" if tokenizer.kind == "nucleotide" else f"{tokenizer.k}-mers"
     main, plain = report["from_main_weights"], report["from_model_weights"]
     weights = (
         "fp32 main weights" if not plain else "weights as trained" if not main else f"{main} fp32 main weights, {plain} weights as trained"
     )
     samples = report["consumed_samples"]
     return CARD.format(
+        task=task,
+        kind=kind,
+        objective=objective,
+        example=example.format(dna="ACGT" * max(3, tokenizer.bases_per_token)),
         parameters=report["parameters"],
         dnapretrain=report["dnapretrain"],
         layers=model.num_layers,
@@ -61,7 +78,7 @@ def model_card(config: RunConfig, tokenizer: Tokenizer, report: dict[str, Any]) 
         heads=model.num_attention_heads,
         groups=model.query_groups,
         ffn=model.ffn_hidden_size,
-        tokenizer=f"{kind}, {tokenizer.vocab_size} tokens",
+        tokenizer=f"{reads}, {tokenizer.vocab_size} tokens",
         context=config.max_positions,
         context_bases=config.max_positions * tokenizer.bases_per_token,
         step="not recorded" if report["step"] is None else f"{report['step']:,}",

@@ -3,58 +3,66 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dnapretrain import __version__
 from dnapretrain.config import ModelConfig, RunConfig, config_from_dict
 from dnapretrain.convert.card import model_card
-from dnapretrain.convert.llama import LLAMA
+from dnapretrain.convert.families import FAMILIES, family_of
 from dnapretrain.convert.native import WeightsReader, find_checkpoint, open_weights, read_config, read_state, read_tokenizer
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, write_sharded
-from dnapretrain.convert.table import Entry, Family, check_names, hf_to_native, native_to_hf
+from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, Stored, write_sharded
+from dnapretrain.convert.table import Entry, Family, NamedTensor, check_names, hf_to_native, native_to_hf
 from dnapretrain.data.tokenizers import Tokenizer, load_hf_tokenizer, save_hf_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
 REPORT_FILE = "dnapretrain.json"
 """Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""
 TO_OVERRIDE = ("data.train", "data.sequence_length", "optim.lr", "train.run_dir", "train.train_steps", "train.global_batch_size")
 """Settings an imported checkpoint cannot know; its run.yaml holds placeholders."""
+MLM_PROBABILITY = 0.15
+"""`data.masking.mlm_probability` of an imported encoder: the field's usual value, a placeholder too."""
 
 
 def to_hf(checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes: int = 5 * 10**9) -> dict[str, Any]:
     """Write a folder that `transformers` loads without code of ours; return a report (counts, step, digest, weights used).
 
     The fp32 main weights are written where the checkpoint has them, else the weights themselves. Raises
-    CheckpointError for a damaged checkpoint and ConfigError for a folder that is not ours to replace.
+    CheckpointError for a damaged checkpoint, ConfigError for a model that no Hugging Face class can express and for a
+    folder that is not ours to replace.
     """
     checkpoint, directory = find_checkpoint(checkpoint_or_run), Path(directory)
     config, tokenizer, state, reader = read_config(checkpoint), read_tokenizer(checkpoint), read_state(checkpoint), open_weights(checkpoint)
-    entries = LLAMA.entries(config.model, tokenizer.vocab_size)
+    family = family_of(config.model)
+    entries = family.entries(config.model, config.max_positions, tokenizer)
     check_names(f"checkpoint {checkpoint}", reader.model_names(), (entry.native for entry in entries))
     keys = {entry.native: reader.best_key(entry.native) for entry in entries}
     dtype = _common_dtype(str(checkpoint), (reader.dtype(key) for key in keys.values()))
+    extra = family.extra(config.model, dtype)
     _check_replaceable(directory)
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        num_bytes = _write_weights(unfinished, entries, keys, reader, dtype, max_shard_bytes)
-        report = _export_report(checkpoint, state, entries, keys, dtype, num_bytes)
-        hf_config = {**LLAMA.hf_config(config.model, config.max_positions, tokenizer), "torch_dtype": str(dtype).removeprefix("torch.")}
-        special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(unfinished / "config.json", hf_config)
-        _write_json(unfinished / "generation_config.json", special)
+        num_bytes = _write_weights(unfinished, entries, keys, reader, dtype, extra, max_shard_bytes)
+        report = {**_export_report(checkpoint, state, entries, keys, dtype, num_bytes), "extra_tensors": len(extra)}
+        hf_config = family.hf_config(config.model, config.max_positions, tokenizer)
+        _write_json(unfinished / "config.json", {**hf_config, "torch_dtype": str(dtype).removeprefix("torch.")})
+        if family.task == "text-generation":
+            special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            _write_json(unfinished / "generation_config.json", special)
         save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
-        (unfinished / "README.md").write_text(model_card(config, tokenizer, report))
+        (unfinished / "README.md").write_text(model_card(config, tokenizer, family.task, report))
         _write_json(unfinished / REPORT_FILE, report)
         shutil.rmtree(directory, ignore_errors=True)
         unfinished.rename(directory)
@@ -68,41 +76,51 @@ def from_hf(directory: str | Path, checkpoint_dir: str | Path) -> dict[str, Any]
     """Write a native checkpoint from a Hugging Face folder, to be used as `checkpoint.load`; return a report.
 
     Its run.yaml has placeholders where the folder says nothing (`settings_to_override` of the report).
-    Raises ConfigError naming the field that our decoder cannot express, CheckpointError for tensors that do not fit.
+    Raises ConfigError naming the field that our models cannot express, CheckpointError for tensors that do not fit.
     """
     directory, checkpoint_dir = Path(directory), Path(checkpoint_dir)
-    hf_config = _read_hf_config(directory)
+    hf_config = read_hf_config(directory)
     family = FAMILIES.get(str(hf_config.get("model_type")))
     if family is None:
         raise ConfigError(f"{directory}: model_type = {hf_config.get('model_type')!r}; known: {', '.join(FAMILIES)}.")
-    model, tokenizer = family.model_config(hf_config), load_hf_tokenizer(directory)
-    if hf_config["vocab_size"] != tokenizer.vocab_size:
-        raise ConfigError(
-            f"{directory}: vocab_size = {hf_config['vocab_size']} in config.json, but the tokenizer has {tokenizer.vocab_size}."
-        )
+    model, tokenizer = _model_config(directory, family, hf_config), load_hf_tokenizer(directory)
+    _check_tokenizer(directory, family, hf_config, tokenizer)
     config = _run_config(model, tokenizer, checkpoint_dir)
-    entries = family.entries(model, tokenizer.vocab_size)
-    reader = SafetensorsReader(directory)
-    check_names(f"{directory}", reader.names(), (name for entry in entries for name, _ in entry.hf))
-    dtype = _common_dtype(str(directory), reader.dtypes.values())
-    write_native(checkpoint_dir, config, tokenizer, hf_to_native(entries, reader.read), dtype, {"imported_from": str(directory)})
+    entries = family.entries(model, config.max_positions, tokenizer)
+    reader, wanted = SafetensorsReader(directory), {name for entry in entries for name, _ in entry.hf}
+    stored = [(family.table_name(name), name) for name in reader.names()]
+    read = [(name, key) for name, key in stored if name in wanted or not re.fullmatch(family.unread, name)]
+    check_names(f"{directory}", (name for name, _ in read), wanted)
+    keys = dict(read)
+    dtype = _common_dtype(str(directory), (reader.dtypes[key] for key in keys.values()))
+    tensors = hf_to_native(entries, lambda name: reader.read(keys[name]))
+    write_native(checkpoint_dir, config, tokenizer, tensors, dtype, {"imported_from": str(directory)})
     return {
         "checkpoint": str(checkpoint_dir),
         "imported_from": str(directory),
         "native_tensors": len(entries),
-        "hf_tensors": sum(len(entry.hf) for entry in entries),
+        "hf_tensors": len(wanted),
+        "left_out_tensors": len(stored) - len(read),
         "parameters": _num_parameters(entries),
         "dtype": str(dtype).removeprefix("torch."),
-        "settings_to_override": list(TO_OVERRIDE),
+        "settings_to_override": [*TO_OVERRIDE, *(["data.masking"] if config.is_masked else [])],
     }
 
 
 def _write_weights(
-    directory: Path, entries: list[Entry], keys: dict[str, str], reader: WeightsReader, dtype: torch.dtype, max_shard_bytes: int
+    directory: Path,
+    entries: list[Entry],
+    keys: dict[str, str],
+    reader: WeightsReader,
+    dtype: torch.dtype,
+    extra: list[NamedTensor],
+    max_shard_bytes: int,
 ) -> int:
-    shapes = [item for entry in entries for item in entry.hf]
-    check_names("the conversion table", (name for name, _ in shapes), {name for name, _ in shapes})
-    return write_sharded(directory, shapes, native_to_hf(entries, lambda name: reader.read(keys[name])), dtype, max_shard_bytes)
+    outline = [Stored(name, shape, dtype) for entry in entries for name, shape in entry.hf]
+    outline += [Stored(name, tuple(tensor.shape), tensor.dtype) for name, tensor in extra]
+    check_names("the conversion table", (stored.name for stored in outline), {stored.name for stored in outline})
+    tensors = itertools.chain(native_to_hf(entries, lambda name: reader.read(keys[name])), extra)
+    return write_sharded(directory, outline, tensors, max_shard_bytes)
 
 
 def _export_report(
@@ -143,7 +161,8 @@ def _check_replaceable(directory: Path) -> None:
         raise ConfigError(f"{directory} exists and is not an earlier export ({REPORT_FILE} is not in it). Give another folder.")
 
 
-def _read_hf_config(directory: Path) -> dict[str, Any]:
+def read_hf_config(directory: Path) -> dict[str, Any]:
+    """Content of the folder's config.json; raises ConfigError for one that is missing or malformed."""
     path = directory / "config.json"
     try:
         content = json.loads(path.read_text())
@@ -156,11 +175,30 @@ def _read_hf_config(directory: Path) -> dict[str, Any]:
     return content
 
 
+def _model_config(directory: Path, family: Family, hf_config: dict[str, Any]) -> ModelConfig:
+    try:
+        return family.model_config(hf_config)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise ConfigError(f"{directory}/config.json gives a model section that does not hold: {problems}.") from None
+
+
+def _check_tokenizer(directory: Path, family: Family, hf_config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    has = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id, "mask_token_id": tokenizer.mask_id}
+    for field in ("vocab_size", *family.token_ids):
+        if hf_config.get(field) != has[field]:
+            raise ConfigError(f"{directory}: {field} = {hf_config.get(field)} in config.json, but the tokenizer has {has[field]}.")
+
+
 def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:
     """The imported model and tokenizer, and the least that the other sections need."""
     return config_from_dict(
         {
-            "data": {"train": ["to-be-set"], "sequence_length": model.max_position_embeddings},
+            "data": {
+                "train": ["to-be-set"],
+                "sequence_length": model.max_position_embeddings,
+                "masking": {"mlm_probability": MLM_PROBABILITY if model.kind == "encoder" else 0.0},
+            },
             "tokenizer": {"kind": tokenizer.kind, "k": tokenizer.k, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos}
             if tokenizer.kind == "kmer"
             else {"kind": tokenizer.kind, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos},

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
-from dnapretrain.convert.table import Entry, Family, GroupedQKV, PaddedRows, Same, StackedRows
+from dnapretrain.convert.table import (
+    Entry,
+    Family,
+    GroupedQKV,
+    PaddedRows,
+    Same,
+    StackedRows,
+    check_expressible,
+    check_whole_numbers,
+)
 from dnapretrain.data.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 
@@ -25,9 +34,10 @@ FIXED = {
 """Fields of LlamaConfig that our decoder expresses with one value only; absent means this value."""
 
 
-def entries(model: ModelConfig, vocab_size: int) -> list[Entry]:
-    """The table of a decoder with `vocab_size` real tokens."""
-    hidden, padded = model.hidden_size, padded_vocab_size(vocab_size)
+def entries(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> list[Entry]:
+    """The table of a decoder; no tensor of it depends on `max_positions`."""
+    hidden, vocab_size = model.hidden_size, tokenizer.vocab_size
+    padded = padded_vocab_size(vocab_size)
     vocabulary = PaddedRows(vocab_size, padded)
     table = [
         Entry("embedding.word_embeddings.weight", (padded, hidden), (("model.embed_tokens.weight", (vocab_size, hidden)),), vocabulary)
@@ -106,12 +116,9 @@ def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> d
 
 def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The model section of a LlamaConfig; raises ConfigError naming the field that our decoder cannot express."""
-    for field, only in FIXED.items():
-        if hf.get(field, only) != only:
-            raise ConfigError(f"config.json: {field} = {hf[field]!r} cannot be expressed by our decoder, which has {only!r} only.")
-    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
-        if not isinstance(hf.get(field), int):
-            raise ConfigError(f"config.json: {field} = {hf.get(field)!r} is not a whole number. A LlamaConfig must give it.")
+    check_expressible(hf, FIXED, "decoder")
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    check_whole_numbers(hf, sizes, "A LlamaConfig")
     head_dim, groups = hf.get("head_dim"), hf.get("num_key_value_heads")
     heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
     return ModelConfig(
@@ -144,4 +151,4 @@ def _rotary_base(hf: dict[str, Any]) -> int:
     return int(theta)
 
 
-LLAMA = Family("llama", entries, hf_config, model_config)
+LLAMA = Family("llama", "text-generation", entries, hf_config, model_config)

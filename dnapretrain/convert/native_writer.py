@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
 
 from dnapretrain.config import RunConfig, dump_config
-from dnapretrain.convert.llama import LLAMA
+from dnapretrain.convert.families import family_of
 from dnapretrain.convert.native import BACKEND_FILE, CONFIG_FILE, FORMAT_VERSION, STATE_FILE, TOKENIZER_FILE, WEIGHTS_DIR, file_digest
 from dnapretrain.convert.table import NamedTensor, Shape, check_names
 from dnapretrain.data.tokenizers import Tokenizer
@@ -39,11 +39,12 @@ def write_native(
 
     `tensors` is read once, in its own order; tensors that come before their turn in the table wait
     in memory. `state` goes into state.json beside step 0. Raises CheckpointError for a missing, extra or mis-shaped
-    tensor and for a folder that exists already; nothing is left behind then.
+    tensor and for a folder that exists already, ConfigError for a model without a table; nothing is left behind then.
     """
     if directory.exists():
         raise CheckpointError(f"{directory} exists already. Remove it or write elsewhere.")
-    shapes = {entry.native: entry.native_shape for entry in LLAMA.entries(config.model, tokenizer.vocab_size)}
+    entries = family_of(config.model).entries(config.model, config.max_positions, tokenizer)
+    shapes = {entry.native: entry.native_shape for entry in entries}
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,50 +28,60 @@ ALIGNMENT = 64
 """The values start at a multiple of this many bytes."""
 
 
-def write_sharded(
-    directory: Path, shapes: Sequence[tuple[str, Shape]], tensors: Iterator[NamedTensor], dtype: torch.dtype, limit: int
-) -> int:
-    """Write `tensors`, which come in the order of `shapes`, into files of at most `limit` bytes of values; return the bytes of values.
+class Stored(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_sharded(directory: Path, outline: Sequence[Stored], tensors: Iterator[NamedTensor], limit: int) -> int:
+    """Write `tensors`, which come in the order of `outline`, into files of at most `limit` bytes of values; return the bytes of values.
 
     One file is `model.safetensors`; several are numbered and listed in `model.safetensors.index.json`.
     A tensor larger than the limit gets a file of its own.
     """
-    files = _plan(shapes, dtype.itemsize, limit)
+    files = _plan(outline, limit)
     names = [SINGLE_FILE] if len(files) == 1 else [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     for name, content in zip(names, files, strict=True):
-        _write_file(directory / name, content, tensors, dtype)
-    total = sum(math.prod(shape) for _, shape in shapes) * dtype.itemsize
+        _write_file(directory / name, content, tensors)
+    total = sum(stored.num_bytes for stored in outline)
     if len(files) > 1:
-        weight_map = {tensor: name for name, content in zip(names, files, strict=True) for tensor, _ in content}
+        weight_map = {stored.name: name for name, content in zip(names, files, strict=True) for stored in content}
         (directory / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
     return total
 
 
-def _plan(shapes: Sequence[tuple[str, Shape]], itemsize: int, limit: int) -> list[list[tuple[str, Shape]]]:
-    files: list[list[tuple[str, Shape]]] = [[]]
+def _plan(outline: Sequence[Stored], limit: int) -> list[list[Stored]]:
+    files: list[list[Stored]] = [[]]
     used = 0
-    for name, shape in shapes:
-        size = math.prod(shape) * itemsize
-        if files[-1] and used + size > limit:
+    for stored in outline:
+        if files[-1] and used + stored.num_bytes > limit:
             files.append([])
             used = 0
-        files[-1].append((name, shape))
-        used += size
+        files[-1].append(stored)
+        used += stored.num_bytes
     return files
 
 
-def _write_file(path: Path, content: Sequence[tuple[str, Shape]], tensors: Iterator[NamedTensor], dtype: torch.dtype) -> None:
-    type_name = next(name for name, known in DTYPES.items() if known == dtype)
+def _write_file(path: Path, content: Sequence[Stored], tensors: Iterator[NamedTensor]) -> None:
+    type_names = {dtype: type_name for type_name, dtype in DTYPES.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in content:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [start, end]}
+    for stored in content:
+        start, end = end, end + stored.num_bytes
+        header[stored.name] = {"dtype": type_names[stored.dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in content:
+        for name, shape, dtype in content:
             found, tensor = next(tensors)
             if found != name or tuple(tensor.shape) != shape:
                 raise CheckpointError(f"{path}: tensor {found} {tuple(tensor.shape)} came where {name} {shape} belongs.")

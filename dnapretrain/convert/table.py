@@ -7,16 +7,16 @@ model of any size converts in the memory of its largest tensor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from dnapretrain.config import ModelConfig
 from dnapretrain.data.tokenizers import Tokenizer
-from dnapretrain.errors import CheckpointError
+from dnapretrain.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
 NamedTensor = tuple[str, Tensor]
@@ -47,7 +47,7 @@ class Same:
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """A vocabulary matrix: the native one has padding rows at its end, zero when imported."""
+    """A vocabulary matrix or bias: the native one has padding rows at its end, zero when imported."""
 
     rows: int
     padded_rows: int
@@ -118,12 +118,29 @@ class Family:
 
     model_type: str
     """`model_type` of its config.json."""
-    entries: Callable[[ModelConfig, int], list[Entry]]
-    """(model, vocab_size) -> the table."""
+    task: Literal["text-generation", "fill-mask"]
+    """The pipeline of transformers that it is for."""
+    entries: Callable[[ModelConfig, int, Tokenizer], list[Entry]]
+    """(model, max_positions, tokenizer) -> the table; ConfigError names a setting that the architecture cannot express."""
     hf_config: Callable[[ModelConfig, int, Tokenizer], dict[str, Any]]
     """(model, max_positions, tokenizer) -> the content of config.json."""
     model_config: Callable[[dict[str, Any]], ModelConfig]
     """Content of config.json -> model section; ConfigError names a field we cannot express."""
+    token_ids: tuple[str, ...] = ()
+    """Fields of config.json with ids that the network itself uses; the tokenizer must have the same."""
+    extra: Callable[[ModelConfig, torch.dtype], list[NamedTensor]] = lambda model, dtype: []
+    """(model, dtype of the weights) -> tensors that its class loads and that no native tensor holds; written, never read."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """(ending of a stored name, ending in the table) of names that transformers has written in two ways."""
+    unread: str = ""
+    """Pattern of the names that are left out, and counted, when a folder is read: `extra` in all its spellings, and leftovers."""
+
+    def table_name(self, stored: str) -> str:
+        """What the table calls the tensor that a folder calls `stored`."""
+        for ending, ours in self.spellings:
+            if stored.endswith(ending):
+                return stored.removesuffix(ending) + ours
+        return stored
 
 
 def native_to_hf(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Iterator[NamedTensor]:
@@ -145,6 +162,20 @@ def hf_to_native(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Ite
         native = entry.layout.join(parts)
         _check_shape("native", entry.native, native, entry.native_shape)
         yield entry.native, native.contiguous()
+
+
+def check_expressible(hf: Mapping[str, Any], fixed: Mapping[str, Any], what: str) -> None:
+    """Raise ConfigError for a field of config.json that has another value than the one `fixed` gives; absent means this value."""
+    for field, only in fixed.items():
+        if hf.get(field, only) != only:
+            raise ConfigError(f"config.json: {field} = {hf[field]!r} cannot be expressed by our {what}, which has {only!r} only.")
+
+
+def check_whole_numbers(hf: Mapping[str, Any], fields: Iterable[str], what: str) -> None:
+    """Raise ConfigError for a field of config.json that is missing or no whole number; `what` is the configuration's class."""
+    for field in fields:
+        if type(hf.get(field)) is not int:
+            raise ConfigError(f"config.json: {field} = {hf.get(field)!r} is not a whole number. {what} must give it.")
 
 
 def check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:

@@ -1,8 +1,18 @@
 """Samples: which bases each sample id reads, and batches of them.
 
-A sample is a stream T of sequence_length + 1 tokens: <bos> if the tokenizer adds it, then the tokens of its bases;
-tokens = T[:-1], labels = T[1:]. Windows touch so that every base is a target once. Everything is a pure function of
-(settings, sample id): no state, no files, the same on any number of ranks and for any length of the run.
+Causal objective: a sample is a stream T of sequence_length + 1 tokens, <bos> if the tokenizer adds it, then the tokens
+of its bases; tokens = T[:-1], labels = T[1:]. Windows touch so that every base is a target once.
+
+Masked objective (data.masking.mlm_probability > 0; BERT, arXiv:1810.04805): a sample is a stream T of sequence_length
+tokens, <bos> first if the tokenizer adds it; labels = T, tokens = T with the chosen places changed. Windows touch so that
+every base is in one sample of an epoch, and packed samples follow each other in the token stream without a gap. Only
+tokens that weigh something are chosen (no ambiguous bases, no specials), each by itself with mlm_probability; of the
+chosen, mask_replace_prob read <mask>, random_replace_prob a base or k-mer drawn evenly (the same one by chance, too), and
+the rest stays; loss_mask is 0 at every other place. Choices are a hash of (seed, source, n-th draw from it, place): other
+ones in each epoch. Held-out sets have the same ones at every evaluation, whatever data.seed is.
+
+Everything is a pure function of (settings, sample id): no state, no files, the same on any number of ranks and for any
+length of the run.
 """
 
 from __future__ import annotations
@@ -17,7 +27,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dnapretrain._core import BLEND_BLOCK, BatchFiller, SampleIndex
+from dnapretrain._core import BLEND_BLOCK, BatchFiller, Masking, SampleIndex
 from dnapretrain.config import DataConfig
 from dnapretrain.data.shards import Shard, open_shard
 from dnapretrain.data.split import SIDES, Segments, split_documents, whole_documents
@@ -37,7 +47,8 @@ class Batch:
     tokens: NDArray[np.int64]
     labels: NDArray[np.int64]
     loss_mask: NDArray[np.float32]
-    """Weight of each label: 1 for bases, lowercase_weight if soft-masked (k-mer: the mean); 0 for ambiguous bases, <eos> and <pad>."""
+    """Weight of each label: 1 for bases, lowercase_weight if soft-masked (k-mer: the mean); 0 for ambiguous bases, <bos>, <eos> and
+    <pad>, and in the masked objective for every token that is not chosen."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,8 @@ class SampleStream:
         self._sources = list(sources)
         self._data = data
         self._training = name == "train"
-        self._seed = data.seed & UINT64
+        self._masked = data.masking.mlm_probability > 0
+        self._seed = data.seed & UINT64 if self._training else 0  # of a held-out set only the masks are keyed: one yardstick for all runs
         self._rules = self._cut_rules()
         self._indexes = [
             SampleIndex(np.ascontiguousarray(source.segments.length), seed=self._seed, source=number, **self._rules)
@@ -121,11 +133,12 @@ class SampleStream:
             [(index, start, source.shard.bases) for index, start, source in zip(self._indexes, starts, self._sources, strict=True)],
             self._shares,
             self._seed,
+            self._core_masking() if self._masked else None,
         )
         self.num_samples = self._count_samples()
         """One epoch. Of a blend: the fewest samples whose proportional shares read every source at least once."""
         self.digest = self._compute_digest()
-        """XXH3-128 over the bases, the split, weights, cutting rules, tokenizer and seed; checkpoints refuse other data by it."""
+        """XXH3-128 over the bases, the split, weights, cutting rules, masking, tokenizer and seed; checkpoints refuse other data by it."""
 
     def batch(self, sample_ids: NDArray[np.int64]) -> Batch:
         """The samples of these ids, in this order. Raises DataError for an id that the set does not have."""
@@ -172,18 +185,29 @@ class SampleStream:
                 yield source.shard.bases[start : start + int(source.segments.length[segment])]
 
     def _cut_rules(self) -> dict[str, Any]:
-        data, k = self._data, self.tokenizer.bases_per_token
+        data = self._data
+        label_tokens = data.sequence_length - (self._masked and self.tokenizer.add_bos)
         return {
             "packed": data.sampling == "packed",
             "shuffle": self._training,
             "add_bos": self.tokenizer.add_bos,
             "random_phase": data.random_phase and self._training,
             "sequence_length": data.sequence_length,
-            "k": k,
-            "stride": (data.stride if self._training else None) or data.sequence_length * k,
+            "k": self.tokenizer.bases_per_token,
+            "stride": (data.stride if self._training else None) or label_tokens * self.tokenizer.bases_per_token,
             "min_length": data.min_length,
             "reverse_complement": data.reverse_complement if self._training else 0.0,
+            **({"masked": True} if self._masked else {}),  # absent where causal: the digests of those streams are older than masking
         }
+
+    def _core_masking(self) -> Masking:
+        standard = self.tokenizer.standard_ids
+        return Masking(
+            **self._data.masking.model_dump(),
+            mask_id=self.tokenizer.mask_id,
+            first_standard=standard.start,
+            num_standard=len(standard),
+        )
 
     def _check_samples(self) -> None:
         """Every training source gives samples; a held-out source may give none, but not all of them (the report counts its bases)."""
@@ -191,7 +215,7 @@ class SampleStream:
         if not empty or (not self._training and len(empty) < len(self._sources)):
             return
         rules, k = self._rules, self.tokenizer.bases_per_token
-        targets = k if rules["packed"] or rules["add_bos"] else 2 * k
+        targets = k if rules["packed"] or rules["add_bos"] or self._masked else 2 * k
         needed = max(rules["min_length"], targets + (k - 1 if rules["random_phase"] else 0))
         longest = int(empty[0].segments.length.max(initial=0))
         raise ConfigError(
@@ -229,6 +253,7 @@ class SampleStream:
             "lowercase_weight": self._data.lowercase_weight,
             "tokenizer": self.tokenizer.digest,
             "seed": self._seed if self._training else None,
+            **({"masking": self._data.masking.model_dump()} if self._masked else {}),
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 

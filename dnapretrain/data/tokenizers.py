@@ -59,6 +59,11 @@ class Tokenizer:
         """Bases that one token stands for."""
         return self.k
 
+    @property
+    def standard_ids(self) -> range:
+        """Ids of the four bases, or of the 4^k k-mers: no specials, no N."""
+        return range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 4**self.k)
+
     @cached_property
     def digest(self) -> str:
         """XXH3-128 of kind, settings and vocabulary, as 32 hexadecimal digits."""
@@ -88,7 +93,7 @@ class Tokenizer:
         return Encoder(
             k=self.k,
             base_order=self.base_order,
-            first_id=len(SPECIAL_TOKENS),
+            first_id=self.standard_ids.start,
             pad=self.pad_id,
             bos=self.bos_id,
             eos=self.eos_id,

@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from dnapretrain.data.samples import SampleStream
 from dnapretrain.errors import DataError
 from dnapretrain.model.batches import BatchPlace, held_out_batches
-from dnapretrain.model.loss import forward_step
+from dnapretrain.model.loss import NUM_TOTALS, forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
 
 MICROBATCHES_PER_PASS = 16
@@ -26,6 +26,8 @@ class HeldOutLoss:
     loss: float
     """Nats per target token."""
     bits_per_base: float
+    accuracy: float
+    """Share of targets whose likeliest token is the right one, weighted as the loss."""
     num_tokens: int
     num_samples: int
 
@@ -38,7 +40,7 @@ def held_out_loss(
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
     per_round = place.micro_batch_size * place.data_parallel_size
     rounds = math.ceil(num_samples / per_round)
-    totals = torch.zeros(3, dtype=torch.float64, device=place.device)
+    totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=place.device)
     for chunk in chunks:
         chunk.eval()
     for first_round in range(0, rounds, MICROBATCHES_PER_PASS):
@@ -58,10 +60,11 @@ def held_out_loss(
             totals += report
     for chunk in chunks:
         chunk.train()
-    loss_sum, weight_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+    loss_sum, weight_sum, num_tokens, correct_sum = sum_over_data_parallel(totals).tolist()
     if weight_sum == 0:
         raise DataError(
             f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
         )
     loss = loss_sum / weight_sum
-    return HeldOutLoss(loss, loss * math.log2(math.e) / bases_per_token, int(num_tokens), num_samples)
+    bits = loss * math.log2(math.e) / bases_per_token
+    return HeldOutLoss(loss, bits, correct_sum / weight_sum, int(num_tokens), num_samples)

@@ -21,9 +21,10 @@ MAX_ORDER = 30
 """A base and its context must fit 64 bits, two bits per base."""
 
 SEPARATOR = 4
-_CODES = np.full(256, SEPARATOR, dtype=np.uint8)
+BASE_CODES = np.full(256, SEPARATOR, dtype=np.uint8)
+"""ASCII -> 0 to 3 for A, C, G, T (U) in either case, so that 3 - code is the complement; SEPARATOR for all else."""
 for _code, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"TtUu")):
-    _CODES[list(_letters)] = _code
+    BASE_CODES[list(_letters)] = _code
 
 Words = npt.NDArray[np.unsignedinteger]
 
@@ -63,8 +64,7 @@ def markov_ladder(
     wanted = sorted(set(orders))
     if not wanted or wanted[0] < 0 or wanted[-1] > MAX_ORDER:
         raise ConfigError(f"orders = {wanted}: give at least one, from 0 to {MAX_ORDER}.")
-    if pseudocount <= 0:
-        raise ConfigError(f"pseudocount = {pseudocount} is not positive: unseen bases would cost infinitely many bits.")
+    check_pseudocount(pseudocount)
     longest = wanted[-1] + 1
     fitted = _text(train, longest, both_strands)
     tested = _text(held_out, longest, both_strands=False)
@@ -82,8 +82,14 @@ def markov_ladder(
         tested.grow()
 
 
+def check_pseudocount(pseudocount: float) -> None:
+    """Raise ConfigError unless every base keeps a probability above 0."""
+    if not pseudocount > 0:
+        raise ConfigError(f"pseudocount = {pseudocount} is not positive: unseen bases would cost infinitely many bits.")
+
+
 def _text(segments: Iterable[npt.NDArray[np.uint8]], longest: int, both_strands: bool) -> _Text:
-    strands = [_CODES[segment] for segment in segments]
+    strands = [BASE_CODES[segment] for segment in segments]
     if both_strands:
         strands += [np.where(codes < SEPARATOR, 3 - codes, SEPARATOR).astype(np.uint8)[::-1] for codes in strands]
     bases = np.zeros(sum(len(codes) + 1 for codes in strands), dtype=np.uint8)

@@ -17,15 +17,15 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
+from dnapretrain.data.tokenizers import Tokenizer
 from dnapretrain.model.decoder import Decoder, decoder_spec
+from dnapretrain.model.encoder import Encoder
+from dnapretrain.model.layers import NORM_KEYS
 from dnapretrain.model.paths import use_transformer_engine
 from dnapretrain.parallel.platform import Platform
 
-NORM_KEYS = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Norm names of the torch spec and the names they are stored under: Transformer Engine's, where the norm is fused."""
+Chunk = Decoder | Encoder
+"""What one pipeline stage of this rank holds."""
 
 
 def to_transformer_config(
@@ -41,13 +41,13 @@ def to_transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.query_groups,
         kv_channels=model.head_dim,
-        normalization="RMSNorm",
+        normalization=model.normalization,
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        gated_linear_unit=model.is_gated,
+        activation_func=F.silu if model.activation == "swiglu" else F.gelu,
+        add_bias_linear=model.attention_bias,  # the feed-forward's biases are set one by one: encoder_spec
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
         bf16=precision == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -70,35 +70,54 @@ def to_transformer_config(
     )
 
 
-def build_chunks(config: RunConfig, vocab_size: int, platform: Platform) -> list[Decoder]:
-    """This rank's model chunks (one, or one per virtual stage) with their initial weights, on the device."""
+def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, initialize_weights: bool = True) -> list[Chunk]:
+    """This rank's model chunks (one, or one per virtual stage) with their initial weights, on the device.
+
+    Without `initialize_weights` their memory is as it comes: to be loaded or counted, not to be trained.
+    """
     transformer_config = to_transformer_config(config.model, config.parallel, config.train.precision, config.train.recompute, platform)
-    use_te = use_transformer_engine(config.model.transformer_impl, platform)
+    # Megatron's own initialization is overwritten, but it also marks which weights are spread over tensor-parallel ranks.
+    transformer_config.perform_initialization = initialize_weights
     virtual = config.parallel.virtual_pipeline_model_parallel_size
-    chunks = []
+    chunks: list[Chunk] = []
     for stage in range(virtual or 1):
         vp_stage = stage if virtual else None
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-        chunk = Decoder(
-            transformer_config,
-            real_vocab_size=vocab_size,
-            transformer_layer_spec=decoder_spec(transformer_config, use_te, vp_stage),
-            vocab_size=padded_vocab_size(vocab_size),
-            max_sequence_length=config.max_positions,
-            pre_process=first,
-            post_process=last,
-            share_embeddings_and_output_weights=not config.model.untie_embeddings_and_output_weights,
-            position_embedding_type="rope",
-            rotary_base=config.model.rotary_base,
-            vp_stage=vp_stage,
-        )
-        chunks.append(chunk.to(platform.device))
-    initialize(chunks, config.model, vocab_size, config.train.seed)
+        chunks.append(_build_chunk(config, transformer_config, tokenizer, platform, first, last, vp_stage).to(platform.device))
+    if initialize_weights:
+        initialize(chunks, config.model, tokenizer.vocab_size, config.train.seed)
     return chunks
 
 
-def wrap_for_training(chunks: list[Decoder], parallel: ParallelConfig, precision: str) -> list[DistributedDataParallel]:
+def _build_chunk(
+    config: RunConfig,
+    transformer_config: TransformerConfig,
+    tokenizer: Tokenizer,
+    platform: Platform,
+    first: bool,
+    last: bool,
+    vp_stage: int | None,
+) -> Chunk:
+    use_te = use_transformer_engine(config.model, platform)
+    if config.model.kind == "encoder":
+        return Encoder(transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage)
+    return Decoder(
+        transformer_config,
+        real_vocab_size=tokenizer.vocab_size,
+        transformer_layer_spec=decoder_spec(transformer_config, use_te, vp_stage),
+        vocab_size=padded_vocab_size(tokenizer.vocab_size),
+        max_sequence_length=config.max_positions,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=not config.model.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=config.model.rotary_base,
+        vp_stage=vp_stage,
+    )
+
+
+def wrap_for_training(chunks: list[Chunk], parallel: ParallelConfig, precision: str) -> list[DistributedDataParallel]:
     """The chunks in Megatron's data-parallel wrapper; gradients are accumulated and reduced in fp32."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -113,27 +132,27 @@ def wrap_for_training(chunks: list[Decoder], parallel: ParallelConfig, precision
     ]
 
 
-def wrap_for_precision(chunks: list[Decoder], precision: str) -> list[torch.nn.Module]:
+def wrap_for_precision(chunks: list[Chunk], precision: str) -> list[torch.nn.Module]:
     """The chunks as they compute: in bf16 inside, fp32 at both ends, or as they are."""
     return [Float16Module(chunk.config, chunk) if precision == "bf16" else chunk for chunk in chunks]
 
 
-def named_weights(chunks: list[Decoder]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_weights(chunks: list[Chunk]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """(canonical name, parameter) of this rank's chunks: global layer numbers, Transformer Engine's norm names."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            if name.startswith("decoder.layers."):
-                _, _, index, rest = name.split(".", 3)
+            if name.startswith(("decoder.layers.", "encoder.layers.")):
+                block, _, index, rest = name.split(".", 3)
                 for torch_name, stored_name in NORM_KEYS.items():
                     rest = rest.replace(torch_name, stored_name)
-                name = f"decoder.layers.{chunk.decoder.layers[int(index)].layer_number - 1}.{rest}"
+                name = f"{block}.layers.{chunk.block.layers[int(index)].layer_number - 1}.{rest}"
             if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
                 name = "embedding.word_embeddings.weight"
             yield name, parameter
 
 
 @torch.no_grad()
-def initialize(chunks: list[Decoder], model: ModelConfig, vocab_size: int, seed: int) -> None:
+def initialize(chunks: list[Chunk], model: ModelConfig, vocab_size: int, seed: int) -> None:
     """Set every weight from (seed, canonical name): the same model under every layout and on every device."""
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
@@ -143,7 +162,7 @@ def initialize(chunks: list[Decoder], model: ModelConfig, vocab_size: int, seed:
         if axis is not None:
             shape[axis] *= tp_size
         full = initial_weight(name, shape, model, vocab_size, seed)
-        if axis is not None and "linear_fc1" in name:  # each rank holds its part of the gate, then of the up projection
+        if axis is not None and "linear_fc1" in name and model.is_gated:  # each rank holds its part of the gate, then of the up projection
             full = torch.cat([half.chunk(tp_size, dim=axis)[tp_rank] for half in full.chunk(2, dim=axis)], dim=axis)
         elif axis is not None:
             full = full.chunk(tp_size, dim=axis)[tp_rank]
@@ -151,10 +170,13 @@ def initialize(chunks: list[Decoder], model: ModelConfig, vocab_size: int, seed:
 
 
 def initial_weight(name: str, shape: list[int], model: ModelConfig, vocab_size: int, seed: int) -> torch.Tensor:
-    """The full initial tensor `name` in fp32: gains 1; normal(0, std), smaller by sqrt(2 layers) where a block ends; padding rows 0."""
+    """The full initial tensor `name` in fp32: gains 1, biases 0, matrices normal(0, std), padding rows 0.
+
+    What a pre-norm layer adds to the residual starts smaller by sqrt(2 layers), as in GPT-2; a post-norm layer normalises the sum.
+    """
     if len(shape) == 1:
-        return torch.ones(shape)
-    ends_block = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    ends_block = model.norm_position == "pre" and name.endswith(("linear_proj.weight", "linear_fc2.weight"))
     std = model.init_method_std / math.sqrt(2 * model.num_layers) if ends_block else model.init_method_std
     generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) >> 1)
     full = torch.empty(shape).normal_(0.0, std, generator=generator)

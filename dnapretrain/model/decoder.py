@@ -11,6 +11,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from dnapretrain.model.cross_entropy import token_losses
 from dnapretrain.model.layers import RMSNorm, SdpaAttention
 
 
@@ -21,13 +22,14 @@ class Decoder(GPTModel):
         super().__init__(config, **arguments)
         self.real_vocab_size = real_vocab_size
 
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats per token, [B, S], from labels [B, S] and this rank's logits [S, B, V/TP]."""
-        width = logits.shape[-1]
-        first_padding = self.real_vocab_size - self.tp_group.rank() * width
-        if first_padding < width:
-            logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min
-        return super().compute_language_model_loss(labels, logits)
+    @property
+    def block(self) -> Any:
+        """The transformer layers of this chunk."""
+        return self.decoder
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What GPTModel returns for labels [B, S] and this rank's logits [S, B, V/TP]: see `token_losses`."""
+        return token_losses(logits, labels, self.real_vocab_size, self.tp_group)
 
 
 def decoder_spec(config: TransformerConfig, use_te: bool, vp_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:

@@ -1,16 +1,31 @@
-"""Layers of the torch path: a norm that knows sequence parallelism, and attention by `scaled_dot_product_attention`.
+"""Layers of the torch path: norms that know sequence parallelism, attention by `scaled_dot_product_attention`,
+and what encoders need beyond Megatron-core's layers: post-norm, ALiBi, biases one by one, dropout within the feed-forward.
 
 Shape suffixes: S sequence, B batch, N heads on this rank, G key/value heads on this rank, D head width.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import RowParallelLinear
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    "self_attn_bda.norm.": "post_self_attn_layernorm.",
+    "mlp_bda.norm.": "post_mlp_layernorm.",
+}
+"""Names of norms in the torch spec and the names they are stored under: Transformer Engine's, where it fuses the norm."""
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -22,11 +37,25 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        mark_sequence_parallel(self, config.sequence_parallel)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Layer norm with gain and bias over the last axis, marked as RMSNorm is."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        mark_sequence_parallel(self, config.sequence_parallel)
+
+
+def mark_sequence_parallel(module: torch.nn.Module, value: bool) -> None:
+    """Say whether the weights of `module` see only a part of the sequence on each tensor-parallel rank."""
+    for weight in module.parameters():
+        weight.sequence_parallel = value  # type: ignore[attr-defined]
 
 
 class SdpaAttention(torch.nn.Module):
-    """Softmax attention of one layer by torch's fused kernel; no mask tensor is ever made.
+    """Softmax attention of one layer by torch's fused kernel; a mask is made only for keys that are padding.
 
     Stands where Megatron-core's `DotProductAttention` stands in the layer spec and takes its arguments.
     """
@@ -38,13 +67,111 @@ class SdpaAttention(torch.nn.Module):
         self.is_causal = attn_mask_type is AttnMaskType.causal
 
     def forward(
-        self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor, attention_mask: None = None, **_: Any
+        self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor, attention_mask: torch.Tensor | None, **_: Any
     ) -> torch.Tensor:
-        """Context of shape [S, B, N*D]."""
-        if attention_mask is not None:
-            raise ValueError("this attention is causal or full; it takes no mask tensor")
+        """Context of shape [S, B, N*D]; `attention_mask` is None or bool [B, 1, 1, S], True where a key is padding."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
-        grouped = key.shape[1] != query.shape[1]
-        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal, enable_gqa=grouped)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        # Heads differ from rank to rank, so their dropout must too.
+        with get_cuda_rng_tracker().fork() if dropout else nullcontext():
+            context_BNSD = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=self.mask(query, attention_mask),
+                dropout_p=dropout,
+                is_causal=self.is_causal,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
         sequence, batch = query_SBND.shape[:2]
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What the kernel is given: True where a query may see a key."""
+        del query_BNSD
+        if attention_mask is not None and self.is_causal:
+            raise ValueError("causal attention takes no mask: padding comes after what it could disturb")
+        return None if attention_mask is None else ~attention_mask
+
+
+class AlibiAttention(SdpaAttention):
+    """Attention with the symmetric linear bias -slope x |i - j| (Press et al. 2022, for both directions)."""
+
+    def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        self._bias: torch.Tensor | None = None
+
+    def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with padding keys at minus infinity."""
+        heads, sequence = query_BNSD.shape[1:3]
+        known = self._bias
+        if known is None or known.shape[-1] != sequence or known.dtype != query_BNSD.dtype or known.device != query_BNSD.device:
+            positions = torch.arange(sequence, device=query_BNSD.device)
+            distances_SS = (positions[:, None] - positions).abs()
+            slopes = alibi_slopes(self.config.num_attention_heads).to(query_BNSD.device)
+            first = self._tensor_parallel_rank() * heads
+            known = (-slopes[first : first + heads, None, None] * distances_SS)[None].to(query_BNSD.dtype)
+            self._bias = known
+        return known if attention_mask is None else known.masked_fill(attention_mask, -math.inf)
+
+    def _tensor_parallel_rank(self) -> int:
+        from megatron.core import parallel_state
+
+        return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """Slopes in head order, float32 [num_heads].
+
+    A power of two n has 2^(-8/n), 2^(-16/n), ...; any other number takes those of the power below it and then
+    every other one of the power above: for 12 heads 2^-1 ... 2^-8, 2^-0.5, 2^-1.5, 2^-2.5, 2^-3.5.
+    """
+    below = 1 << (num_heads.bit_length() - 1)
+    exponents = [8 * (i + 1) / below for i in range(below)]
+    exponents += [8 * (2 * i + 1) / (2 * below) for i in range(num_heads - below)]
+    return torch.tensor([2.0**-exponent for exponent in exponents])
+
+
+class AddResidual(torch.nn.Module):
+    """residual + dropout(x + bias), then the norm of a post-norm layer if there is one.
+
+    Stands where Megatron-core's `get_bias_dropout_add` stands: called with the mode, it returns what adds.
+    """
+
+    def __init__(self, config: TransformerConfig, dropout: float, norm: type[RMSNorm] | type[LayerNorm] | None) -> None:
+        super().__init__()
+        self.dropout = dropout
+        if norm is not None:
+            self.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+        """The function (output and its bias, residual, Megatron's one dropout) -> [S, B, H]."""
+        add = get_bias_dropout_add(training, fused)
+
+        def add_and_norm(output_with_bias: Any, residual: torch.Tensor, _: float) -> torch.Tensor:
+            added: torch.Tensor = add(output_with_bias, residual, self.dropout)
+            return self.norm(added) if hasattr(self, "norm") else added
+
+        return add_and_norm
+
+
+class DropoutThenLinear(RowParallelLinear):
+    """The feed-forward's second projection with dropout on its input, whose columns differ from rank to rank."""
+
+    def forward(self, input_: torch.Tensor) -> Any:
+        """As RowParallelLinear."""
+        if self.training and self.config.hidden_dropout:
+            with get_cuda_rng_tracker().fork():
+                input_ = F.dropout(input_, self.config.hidden_dropout)
+        return super().forward(input_)
+
+
+def with_bias(linear: type[torch.nn.Module], bias: bool) -> type[torch.nn.Module]:
+    """`linear` that has a bias or none, whatever Megatron's one flag for all linear layers says."""
+
+    class Linear(linear):  # type: ignore[misc,valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "bias": bias})
+
+    Linear.__name__ = linear.__name__
+    return Linear

@@ -10,28 +10,31 @@ import torch
 
 from dnapretrain.model.batches import DeviceBatch
 
-LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+LossFunction = Callable[[Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+NUM_TOTALS = 4
+"""Sums that `weighted_loss` reports."""
 
 
 def forward_step(batches: Iterator[DeviceBatch | None], model: Any) -> tuple[torch.Tensor, LossFunction]:
-    """Run this stage on the next micro-batch; middle stages get None and take their input from the stage before."""
+    """Run this stage on the next micro-batch; a decoder's middle stages get None and take their input from the stage before."""
     batch = next(batches)
     if batch is None:
         return model(None, None, None), _no_loss
-    output = model(batch.tokens_BS, batch.positions_BS, None, labels=batch.labels_BS)
+    output = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask, labels=batch.labels_BS)
     return output, partial(weighted_loss, batch.loss_mask_BS)
 
 
-def weighted_loss(loss_mask_BS: torch.Tensor, losses_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(sum of weighted losses, number of targets, [loss sum, weight sum, targets] to report).
+def weighted_loss(loss_mask_BS: torch.Tensor, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sum of weighted losses, number of targets, [loss sum, weight sum, targets, weight of targets predicted right] to report).
 
     Gradients are divided once by the number of targets (weight above 0) in the global batch, the reported
     loss by the sum of weights; the two are equal unless soft-masked bases are weighted down.
     """
-    losses = losses_BS.float()
-    loss_sum = (losses * loss_mask_BS).sum()
+    losses_BS, correct_BS = output
+    loss_sum = (losses_BS.float() * loss_mask_BS).sum()
     num_targets = (loss_mask_BS > 0).sum().to(torch.int)
-    report = torch.stack([loss_sum.detach().double(), loss_mask_BS.double().sum(), num_targets.double()])
+    weights_BS = loss_mask_BS.double()
+    report = torch.stack([loss_sum.detach().double(), weights_BS.sum(), num_targets.double(), (weights_BS * correct_BS).sum()])
     return loss_sum, num_targets, report
 
 

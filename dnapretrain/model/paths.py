@@ -6,31 +6,40 @@ import megatron.core
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 
+from dnapretrain.config import ModelConfig
 from dnapretrain.errors import ConfigError
 from dnapretrain.parallel.platform import Platform
 
 
-def use_transformer_engine(transformer_impl: str, platform: Platform) -> bool:
+def use_transformer_engine(model: ModelConfig, platform: Platform) -> bool:
     """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
-    if transformer_impl == "torch":
+    if model.transformer_impl == "torch":
         return False
     missing = [] if platform.is_cuda else ["a CUDA device"]
     if not HAVE_TE:
         missing.append("an installed Transformer Engine that loads")
-    if missing and transformer_impl == "transformer_engine":
+    if model.kind == "encoder":
+        missing.append("model.kind=decoder (encoders run on the torch path for now)")
+    if missing and model.transformer_impl == "transformer_engine":
         raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
     return not missing
 
 
-def active_paths(transformer_impl: str, precision: str, platform: Platform) -> dict[str, str]:
+def active_paths(model: ModelConfig, precision: str, platform: Platform) -> dict[str, str]:
     """Name of each part -> what it runs on, on this platform."""
-    te = use_transformer_engine(transformer_impl, platform)
+    te = use_transformer_engine(model, platform)
+    if model.kind == "decoder":
+        sight = "causal, no mask tensor"
+    elif model.position_embedding_type == "alibi":
+        sight = "both directions, ALiBi as a bias tensor"
+    else:
+        sight = "both directions, a mask only where a sample is padded"
     return {
         "device": platform.name,
         "collectives": platform.backend,
         "layers": "Transformer Engine (fused norm and linear)" if te else "Megatron-core parallel layers",
-        "attention": "Transformer Engine DotProductAttention" if te else "torch scaled_dot_product_attention, causal, no mask tensor",
-        "norm": "Transformer Engine RMSNorm" if te else "torch RMSNorm",
+        "attention": "Transformer Engine DotProductAttention" if te else f"torch scaled_dot_product_attention, {sight}",
+        "norm": f"Transformer Engine {model.normalization}" if te else f"torch {model.normalization}, {model.norm_position}-norm",
         "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
         "megatron-core": megatron.core.__version__,
         "torch": torch.__version__,

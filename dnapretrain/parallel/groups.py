@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import xxhash
 
 from dnapretrain.config import ParallelConfig
 from dnapretrain.errors import DnaPretrainError
+from dnapretrain.parallel import cpu_engine
 from dnapretrain.parallel.platform import Platform
 
 TIMEOUT = timedelta(minutes=40)
@@ -29,7 +32,33 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     if platform.is_cuda:
         arguments["device_id"] = platform.device
     dist.init_process_group(platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **arguments)
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import tensor_parallel
+
+    _build_groups(parallel)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+@contextmanager
+def pretend_rank(rank: int, world_size: int, parallel: ParallelConfig) -> Iterator[None]:
+    """Stand as `rank` of `world_size` ranks, alone in this process: its model chunks can be built and counted, nothing is sent.
+
+    No other groups may be up; these are taken down at the end. The CPU engine is active in this process from then on.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    cpu_engine.activate()
+    hook = sys.excepthook  # torch puts the rank before each line of a traceback, once more for every group that was up
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        _build_groups(parallel)
+        yield
+    finally:
+        stop_groups()
+        sys.excepthook = hook
+
+
+def _build_groups(parallel: ParallelConfig) -> None:
+    from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -37,7 +66,18 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         create_gloo_process_groups=False,
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Key the random state of this rank's dropout to (seed, step, place): a resumed run needs no saved state to draw the same.
+
+    Tensor-parallel ranks share one state for what they hold alike and have one each for what they hold in parts.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    place = (parallel_state.get_data_parallel_rank(with_context_parallel=True), parallel_state.get_pipeline_model_parallel_rank())
+    key = xxhash.xxh3_64_intdigest(f"dropout:{seed}:{step}:{place}".encode()) >> 2
+    tensor_parallel.model_parallel_cuda_manual_seed(key)
 
 
 def stop_groups() -> None:

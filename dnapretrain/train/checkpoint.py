@@ -41,6 +41,10 @@ SHARDING = {
 }
 
 
+ANY_VALUE = ("init_method_std", "transformer_impl", "hidden_dropout", "attention_dropout", "ffn_dropout")
+"""Settings of section `model` that the weights of a checkpoint do not depend on."""
+
+
 @dataclass(frozen=True)
 class RunPosition:
     """Where a run stands: what is needed, beside the tensors, to go on exactly."""
@@ -184,6 +188,7 @@ def _check_fits(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
         ("train.precision", stored.train.precision, config.train.precision),
         ("parallel.use_distributed_optimizer", stored.parallel.use_distributed_optimizer, config.parallel.use_distributed_optimizer),
         ("train.global_batch_size", stored.train.global_batch_size, config.train.global_batch_size),
+        ("train.rampup_batch_size", stored.train.rampup_batch_size, config.train.rampup_batch_size),
     ):
         if was != now:
             raise CheckpointError(
@@ -203,18 +208,10 @@ def _check_same(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
 
 def _meaning(config: RunConfig) -> dict[str, Any]:
     model, tokenizer = config.model, config.tokenizer
-    kept = (
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "ffn_hidden_size",
-        "norm_epsilon",
-        "rotary_base",
-        "untie_embeddings_and_output_weights",
-    )
     return {
-        **{f"model.{name}": getattr(model, name) for name in kept},
+        **{f"model.{name}": value for name, value in model if name not in ANY_VALUE},
         "model.num_query_groups": model.query_groups,
+        "model.max_position_embeddings": config.max_positions if model.position_embedding_type == "learned_absolute" else None,
         "model.kv_channels": model.head_dim,
         **{f"tokenizer.{name}": getattr(tokenizer, name) for name in ("kind", "base_order", "add_bos")},
         "tokenizer.k": tokenizer.k if tokenizer.kind == "kmer" else None,

@@ -1,4 +1,4 @@
-"""What one step reports, the formula behind TFLOP/s, and the run's log."""
+"""What one step reports, the peak that MFU is measured against, and the run's log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.config import ModelConfig, padded_vocab_size
-
-FLOPS_FORMULA = (
-    "per token 6 x (matrix weights of layers and head, not the embedding) + 6 x layers x sequence x heads x head width "
-    "(causal: half the square); recomputation not counted"
-)
+from dnapretrain.config import LogConfig
+from dnapretrain.parallel.gpus import gpu_by_device_name
 
 
 @dataclass(frozen=True)
@@ -25,10 +21,14 @@ class StepReport:
     loss: float
     """Nats per target token, weighted by the loss mask."""
     bits_per_base: float
+    accuracy: float
+    """Share of targets whose likeliest token is the right one, weighted as the loss."""
     grad_norm: float
     lr: float
     num_tokens: int
     """Target tokens (loss weight above 0) in the global batch."""
+    batch_size: int
+    """Samples in the global batch."""
     updated: bool
     """False when the update was left out because loss or gradient were not finite."""
     seconds: float
@@ -39,20 +39,21 @@ def bits_per_base(loss: float, bases_per_token: int) -> float:
     return loss * math.log2(math.e) / bases_per_token
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int, vocab_size: int) -> float:
-    """Floating-point operations of training per token, by FLOPS_FORMULA."""
-    width = model.num_attention_heads * model.head_dim
-    qkv = model.hidden_size * (width + 2 * model.query_groups * model.head_dim)
-    layer = qkv + width * model.hidden_size + 3 * model.hidden_size * model.ffn_hidden_size
-    weights = model.num_layers * layer + model.hidden_size * padded_vocab_size(vocab_size)
-    return 6.0 * weights + 6.0 * model.num_layers * sequence_length * width
+def peak_of_rank(log: LogConfig, device_name: str) -> tuple[float | None, str]:
+    """(TFLOP/s that MFU is measured against, where the number comes from); None where it is not known."""
+    if log.peak_tflops:
+        return log.peak_tflops, f"{log.peak_tflops:g} TFLOP/s (log.peak_tflops)"
+    if gpu := gpu_by_device_name(device_name):
+        return gpu.bf16_tflops, f"{gpu.bf16_tflops:g} TFLOP/s, dense bf16, data sheet of {gpu.kind}"
+    return None, f"not known for {device_name}: no MFU (set log.peak_tflops)"
 
 
 class RunLog:
     """Console lines and `log.jsonl`, one JSON object per line; silent on ranks that do not write."""
 
-    def __init__(self, run_dir: Path, is_main: bool) -> None:
+    def __init__(self, run_dir: Path, is_main: bool, is_masked: bool) -> None:
         self.is_main = is_main
+        self.unit = "bits/masked base" if is_masked else "bits/base"
         self.path = run_dir / "log.jsonl"
         if is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -73,19 +74,22 @@ class RunLog:
         """Record a step; print it when `show`."""
         self.write("train", **asdict(report), consumed_samples=consumed_samples, **totals)
         if show:
+            mfu = "" if totals["mfu"] is None else f" | MFU {totals['mfu']:.1%}"
             skipped = "" if report.updated else " | UPDATE SKIPPED: gradient not finite, or no base with a weight"
             self.say(
                 f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | "
-                f"bits/base {report.bits_per_base:.4f} | lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
+                f"{self.unit} {report.bits_per_base:.4f} | accuracy {report.accuracy:.3f} | "
+                f"lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
                 f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | "
-                f"{totals['tflops']:.3f} TFLOP/s per rank{skipped}"
+                f"{totals['tflops']:.3f} TFLOP/s per rank{mfu}{skipped}"
             )
 
     def evaluation(self, name: str, step: int, consumed_tokens: int, result: dict[str, Any], seconds: float) -> None:
         """Record and print the loss on one held-out set."""
         self.write("eval", set=name, step=step, consumed_tokens=consumed_tokens, **result, seconds=seconds)
         self.say(
-            f"eval {name} at step {step} | loss {result['loss']:.4f} | bits/base {result['bits_per_base']:.4f} | "
+            f"eval {name} at step {step} | loss {result['loss']:.4f} | {self.unit} {result['bits_per_base']:.4f} | "
+            f"accuracy {result['accuracy']:.3f} | "
             f"{result['num_tokens']:,} tokens of {result['num_samples']:,} samples | {seconds:.1f} s"
         )
 

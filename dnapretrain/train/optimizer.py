@@ -46,23 +46,27 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) ->
 
 
 def build_schedule(config: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
-    """Megatron's schedule, counted in samples, so that it does not depend on the batch size of a step."""
-    optim, per_step = config.optim, config.train.global_batch_size
-    decay_steps = config.lr_decay_steps
+    """Megatron's schedule, counted in samples, so that it does not depend on the batch size of a step.
+
+    Numbers of steps become the samples that so many steps read, smaller first batches included.
+    """
+    optim, decay_steps = config.optim, config.lr_decay_steps
+    decay_samples = config.samples_after(decay_steps)
     wsd_decay_steps = optim.lr_wsd_decay_steps or max(1, decay_steps // 10)
+    wsd_decay_samples = decay_samples - config.samples_after(decay_steps - wsd_decay_steps)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=optim.lr_warmup_init,
         max_lr=optim.lr,
         min_lr=optim.min_lr,
-        lr_warmup_steps=optim.lr_warmup_steps * per_step,
-        lr_decay_steps=decay_steps * per_step,
+        lr_warmup_steps=config.samples_after(optim.lr_warmup_steps),
+        lr_decay_steps=decay_samples,
         lr_decay_style=optim.lr_decay_style,
         start_wd=optim.weight_decay,
         end_wd=optim.weight_decay,
-        wd_incr_steps=decay_steps * per_step,
+        wd_incr_steps=decay_samples,
         wd_incr_style="constant",
-        wsd_decay_steps=wsd_decay_steps * per_step if optim.lr_decay_style == "WSD" else None,
+        wsd_decay_steps=wsd_decay_samples if optim.lr_decay_style == "WSD" else None,
         lr_wsd_decay_style=optim.lr_wsd_decay_style if optim.lr_decay_style == "WSD" else None,
     )
 

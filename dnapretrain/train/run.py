@@ -16,14 +16,15 @@ from dnapretrain.data.run_data import RunData, open_data
 from dnapretrain.data.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
-from dnapretrain.model.batches import BatchPlace
+from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
+from dnapretrain.model.counts import FLOPS_FORMULA
 from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from dnapretrain.train.metrics import FLOPS_FORMULA, RunLog
+from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.trainer import Trainer
 
@@ -50,7 +51,7 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     if resume_from and not config.checkpoint.resume:
         raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
 
-    chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
+    chunks = build_chunks(config, data.tokenizer, platform)
     if resume_from is None and config.checkpoint.load:
         load_weights(find_checkpoint(config.checkpoint.load), config, platform, chunks)
     wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
@@ -62,7 +63,7 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     if resume_from:
         position = load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest)
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
-    log = RunLog(run_dir, platform.is_main)
+    log = RunLog(run_dir, platform.is_main, config.is_masked)
 
     def save(position: RunPosition) -> None:
         path = save_checkpoint(config, platform, wrapped, optimizer, position, data.tokenizer.to_dict(), data.train.digest)
@@ -79,6 +80,7 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         place=batch_place(config, platform),
         vocab_size=data.tokenizer.vocab_size,
         bases_per_token=data.tokenizer.bases_per_token,
+        peak_tflops=peak_of_rank(config.log, platform.name)[0],
         log=log,
         save=save,
         position=position,
@@ -98,7 +100,7 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
         raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
     start_groups(platform, config.parallel, config.train.seed)
     try:
-        chunks = build_chunks(config, data.tokenizer.vocab_size, platform)
+        chunks = build_chunks(config, data.tokenizer, platform, initialize_weights=False)
         load_weights(checkpoint, config, platform, chunks)
         return {
             name: held_out_loss(
@@ -124,12 +126,13 @@ def native_logits(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
     tokenizer = build_tokenizer(config.tokenizer)
     start_groups(platform, one_rank.parallel, config.train.seed)
     try:
-        chunks = build_chunks(one_rank, tokenizer.vocab_size, platform)
+        chunks = build_chunks(one_rank, tokenizer, platform, initialize_weights=False)
         load_weights(checkpoint, config, platform, chunks)
         tokens_BS = torch.from_numpy(tokens).to(platform.device)
         positions_BS = torch.arange(tokens.shape[1], device=platform.device).expand_as(tokens_BS)
         with torch.no_grad():
-            logits = chunks[0].eval()(tokens_BS, positions_BS, None)
+            mask = padding_mask(tokens, tokenizer.pad_id if config.is_masked else None, platform.device)
+            logits = chunks[0].eval()(tokens_BS, positions_BS, mask)
         return logits[..., : tokenizer.vocab_size].float().cpu().numpy()
     finally:
         stop_groups()
@@ -140,7 +143,8 @@ def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
     virtual = config.parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = list(range(virtual)) if virtual else [None]
     reads = tuple(
-        parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
+        config.is_masked
+        or parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
         or parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
         for stage in stages
     )
@@ -150,6 +154,7 @@ def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         device=platform.device,
         chunk_reads=reads,
+        pad_id=build_tokenizer(config.tokenizer).pad_id if config.is_masked else None,
     )
 
 
@@ -159,7 +164,7 @@ def _save_config(config: RunConfig) -> None:
 
 
 def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None) -> None:
-    paths = active_paths(config.model.transformer_impl, config.train.precision, platform)
+    paths = active_paths(config.model, config.train.precision, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
     paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
@@ -173,18 +178,25 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
         data=data.train.report(),
         data_digest=data.train.digest,
         flops_formula=FLOPS_FORMULA,
+        peak=peak_of_rank(config.log, platform.name)[1],
         resumed_from=str(resume_from) if resume_from else None,
     )
     for name, value in paths.items():
         log.say(f"{name:>14}: {value}")
     log.say(
         f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, "
-        f"{trainer.num_microbatches} micro-batches per step"
+        f"{config.num_microbatches(dp)} micro-batches per step"
     )
+    if config.train.rampup_batch_size:
+        start, increment, samples = config.train.rampup_batch_size
+        log.say(
+            f"{'batch size':>14}: {start} samples, {increment} more at a time, {config.train.global_batch_size} from sample {samples:,} on"
+        )
     for line in _data_lines(data):
         log.say(f"{'data':>14}: {line}")
     log.say(f"{'data digest':>14}: {data.train.digest}")
     log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
+    log.say(f"{'peak':>14}: {peak_of_rank(config.log, platform.name)[1]}")
     log.say(f"{'start':>14}: " + (f"resumed from {resume_from}" if resume_from else "new run"))
 
 

@@ -18,10 +18,11 @@ from dnapretrain.config import RunConfig
 from dnapretrain.data.samples import SampleStream
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
-from dnapretrain.model.loss import forward_step
-from dnapretrain.parallel.groups import sum_over_data_parallel
+from dnapretrain.model.counts import flops_per_token
+from dnapretrain.model.loss import NUM_TOTALS, forward_step
+from dnapretrain.parallel.groups import seed_dropout, sum_over_data_parallel
 from dnapretrain.train.checkpoint import RunPosition
-from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base, flops_per_token
+from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Trainer:
     place: BatchPlace
     vocab_size: int
     bases_per_token: int
+    peak_tflops: float | None
+    """Of one rank, for MFU."""
     log: RunLog
     save: Callable[[RunPosition], None]
     position: RunPosition
@@ -45,7 +48,6 @@ class Trainer:
         # The schedule stands where the samples that updated the weights have brought it.
         self.schedule.num_steps = 0
         self.schedule.step(self.position.schedule_samples)
-        self.num_microbatches = self.config.num_microbatches(self.place.data_parallel_size)
         self.forward_backward = get_forward_backward_func()
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = finalize_model_grads
@@ -56,6 +58,9 @@ class Trainer:
     def train_step(self, batches: list[Iterator[DeviceBatch | None]]) -> StepReport:
         """One optimizer step on one global batch (one iterator per model chunk over this rank's micro-batches)."""
         started = time.perf_counter()
+        batch_size = self.config.global_batch_size(self.position.consumed_samples)
+        if self.config.model.has_dropout:
+            seed_dropout(self.config.train.seed, self.position.step)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -64,7 +69,7 @@ class Trainer:
             forward_step_func=forward_step,
             data_iterator=batches,
             model=self.chunks,
-            num_microbatches=self.num_microbatches,
+            num_microbatches=self.config.num_microbatches(self.place.data_parallel_size, batch_size),
             seq_length=self.config.data.sequence_length,
             micro_batch_size=self.config.train.micro_batch_size,
             forward_only=False,
@@ -78,16 +83,16 @@ class Trainer:
         if updated:
             self._clip(grad_norm)
             self.optimizer.step_with_ready_grads()
-            self.schedule.step(self.config.train.global_batch_size)
+            self.schedule.step(batch_size)
 
-        totals = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=self.place.device)
         for report in reports:
             totals += report
-        loss_sum, weight_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+        loss_sum, weight_sum, num_tokens, correct_sum = sum_over_data_parallel(totals).tolist()
         loss = loss_sum / max(weight_sum, 1e-30)
         self.position = RunPosition(
             step=self.position.step + 1,
-            consumed_samples=self.position.consumed_samples + self.config.train.global_batch_size,
+            consumed_samples=self.position.consumed_samples + batch_size,
             consumed_tokens=self.position.consumed_tokens + int(num_tokens),
             schedule_samples=self.schedule.num_steps,
         )
@@ -95,12 +100,20 @@ class Trainer:
             step=self.position.step,
             loss=loss,
             bits_per_base=bits_per_base(loss, self.bases_per_token),
+            accuracy=correct_sum / max(weight_sum, 1e-30),
             grad_norm=grad_norm,
             lr=lr,
             num_tokens=int(num_tokens),
+            batch_size=batch_size,
             updated=updated,
             seconds=time.perf_counter() - started,
         )
+
+    def next_batches(self) -> list[Iterator[DeviceBatch | None]]:
+        """This rank's part of the global batch that the run's position asks for, one iterator per model chunk."""
+        consumed = self.position.consumed_samples
+        count = self.config.num_microbatches(self.place.data_parallel_size, self.config.global_batch_size(consumed))
+        return step_batches(self.stream, self.place, consumed, count)
 
     def fit(self) -> None:
         """Train to `train.train_steps` (or `train.stop_at_step`), logging, evaluating and saving on the way."""
@@ -109,8 +122,7 @@ class Trainer:
         if self.position.step >= last_step:
             self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")
         while self.position.step < last_step:
-            batches = step_batches(self.stream, self.place, self.position.consumed_samples, self.num_microbatches)
-            report = self.train_step(batches)
+            report = self.train_step(self.next_batches())
             step = report.step
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
             self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps)
@@ -139,12 +151,14 @@ class Trainer:
                     clip_grad_by_total_norm_fp32(parameters, self.config.optim.clip_grad, grad_norm)
 
     def _rates(self, report: StepReport) -> dict[str, Any]:
-        tokens = self.config.train.global_batch_size * self.config.data.sequence_length
+        tokens = report.batch_size * self.config.data.sequence_length
         flops = tokens * flops_per_token(self.config.model, self.config.data.sequence_length, self.vocab_size)
         ranks = self.place.data_parallel_size * self.config.parallel.model_parallel_size
+        tflops = flops / report.seconds / ranks / 1e12
         return {
             "consumed_tokens": self.position.consumed_tokens,
             "consumed_bases": self.position.consumed_tokens * self.bases_per_token,
             "tokens_per_second": tokens / report.seconds,
-            "tflops": flops / report.seconds / ranks / 1e12,
+            "tflops": tflops,
+            "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
         }

@@ -1,7 +1,7 @@
 """The quickstart: one bacterial genome from FASTA to a Hugging Face folder, on two CPU cores.
 
 `make demo` runs this. Each stage is an ordinary command (printed before it runs), so each can be typed by
-hand; what this file adds is the comparison with count models, the logit check and the summary.
+hand; what this file adds is the comparison with count models, the logit checks and the summary.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import warnings
 from pathlib import Path
 
 GENOME = "examples/quickstart/data/NC_017625.1.fa.gz"
-CONFIG = "examples/quickstart/gpt.yaml"
+GPT, BERT = "examples/quickstart/gpt.yaml", "examples/quickstart/bert.yaml"
 OUT = Path("runs/quickstart")
-SHARD, RUN, HF, PROOF = OUT / "ecoli", OUT / "gpt", OUT / "gpt-hf", OUT / "verify-resume"
+SHARD, PROOF = OUT / "ecoli", OUT / "verify-resume"
+FLANK_MODEL = "count model, {} on each side"
 PROMPT = "ATGAAACGCATTAGCACCACCATTACCACC"  # the start of thrL, the first gene of the chromosome
 
 
 def main() -> int:
-    """Run every stage; write runs/quickstart/summary.json, loss.png and a table."""
+    """Run every stage; write runs/quickstart/summary.json, two loss curves and two tables."""
     warnings.filterwarnings("ignore", module=r"(megatron|torch|transformers)(\.|$)")
     started, seconds = time.perf_counter(), {}
 
@@ -35,28 +36,39 @@ def main() -> int:
     command("preprocess", "preprocess", GENOME, "--output", SHARD, "--sha256", "--overwrite")
     command("inspect", "inspect", SHARD, "--check")
     stop_at = _half_way()
-    if (RUN / "checkpoints").exists():
-        print(f"\n{RUN} has checkpoints: its training goes on from there (remove the folder to begin anew)", flush=True)
+    if (_run_of(GPT) / "checkpoints").exists():
+        print(f"\n{_run_of(GPT)} has checkpoints: its training goes on from there (remove the folder to begin anew)", flush=True)
     else:
-        command("pretrain", "pretrain", CONFIG, f"train.stop_at_step={stop_at}")
-    command("pretrain", "pretrain", CONFIG)  # finds the checkpoint of the stopped run and goes on
-    command("evaluate", "evaluate", RUN)
-    command("verify_resume", "verify", "resume", CONFIG, "--steps", 8, "--output", PROOF)
-    command("convert", "convert", "to-hf", RUN, HF)
-    command("generate", "generate", HF, "--prompt", PROMPT, "--num-bases", 120)
+        command("pretrain_gpt", "pretrain", GPT, f"train.stop_at_step={stop_at}")
+    command("pretrain_gpt", "pretrain", GPT)  # finds the checkpoint of the stopped run and goes on
+    command("pretrain_bert", "pretrain", BERT)
+    command("evaluate", "evaluate", _run_of(GPT))
+    command("verify_resume", "verify", "resume", GPT, "--steps", 8, "--output", PROOF)
+    for config in (GPT, BERT):
+        command("convert", "convert", "to-hf", _run_of(config), _hf_of(config))
+    command("generate", "generate", _hf_of(GPT), "--prompt", PROMPT, "--num-bases", 120)
 
-    markov = _timed(seconds, "markov", _markov_ladder)
-    logit_difference = _timed(seconds, "logits", _max_logit_difference)
-    valid = _last_evaluation()
+    print("\ncount models on the same bases ...", flush=True)
+    markov, flanks = _timed(seconds, "count_models", _count_models)
+    differences = _timed(seconds, "logits", lambda: {config: _max_logit_difference(config) for config in (GPT, BERT)})
+    gpt, bert = _last_evaluation(GPT), _last_evaluation(BERT)
     summary = {
         "genome": "Escherichia coli K-12 DH1, NC_017625.1",
         "gpt": {
-            "valid_bits_per_base": valid["bits_per_base"],
-            "valid_bases": valid["num_tokens"],
-            "train_tokens": valid["consumed_tokens"],
-            "hf_max_abs_logit_diff": logit_difference,
+            "valid_bits_per_base": gpt["bits_per_base"],
+            "valid_bases": gpt["num_tokens"],
+            "train_tokens": gpt["consumed_tokens"],
+            "hf_max_abs_logit_diff": differences[GPT],
         },
         "markov_bits_per_base": markov,
+        "bert": {
+            "valid_masked_bits_per_base": bert["bits_per_base"],
+            "valid_masked_accuracy": bert["accuracy"],
+            "valid_masked_bases": bert["num_tokens"],
+            "train_masked_tokens": bert["consumed_tokens"],
+            "hf_max_abs_logit_diff": differences[BERT],
+        },
+        "flank_bits_per_base": flanks,
         "resume_identical": json.loads((PROOF / "proof.json").read_text())["passed"],
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_by_stage": seconds,
@@ -64,10 +76,18 @@ def main() -> int:
     return _report(summary)
 
 
+def _run_of(config: str) -> Path:
+    return OUT / Path(config).stem
+
+
+def _hf_of(config: str) -> Path:
+    return OUT / f"{Path(config).stem}-hf"
+
+
 def _half_way() -> int:
     from dnapretrain.config import load_config
 
-    return load_config(CONFIG).train.train_steps // 2
+    return load_config(GPT).train.train_steps // 2
 
 
 def _timed(seconds: dict[str, float], stage: str, work):
@@ -77,69 +97,73 @@ def _timed(seconds: dict[str, float], stage: str, work):
     return result
 
 
-def _markov_ladder() -> dict[int, float]:
-    """Count models of order 0 to 12 on the bases the GPT trained on (both strands), scored on those held out."""
+def _count_models() -> tuple[dict[int, float], dict[int, float]]:
+    """Bits per base of count models fitted on the bases that the models trained on (both strands), scored on those held out.
+
+    By order (0 to 12 bases on the left), and by number of flanks (1 to 5 bases on each side).
+    """
     from dnapretrain.config import load_config
-    from dnapretrain.data.samples import held_out_streams, train_stream
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.run_data import open_data
+    from dnapretrain.evaluate.flank import flank_ladder
     from dnapretrain.evaluate.markov import markov_ladder
 
-    print("\ncount models of order 0 to 12 on the same bases ...", flush=True)
-    config = load_config(CONFIG)
-    tokenizer = build_tokenizer(config.tokenizer)
-    train, held_out = train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer)["valid"]
-    return markov_ladder(train.segments(), held_out.segments(), both_strands=True)
+    data = open_data(load_config(GPT))
+    train, held_out = list(data.train.segments()), list(data.held_out["valid"].segments())
+    return markov_ladder(train, held_out, both_strands=True), flank_ladder(train, held_out, both_strands=True)
 
 
-def _max_logit_difference() -> float:
+def _max_logit_difference(config_file: str) -> float:
     """Largest difference between Megatron's logits and those of plain transformers, on held-out sequence."""
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
     from dnapretrain.config import load_config
     from dnapretrain.convert.native import find_checkpoint
-    from dnapretrain.data.samples import held_out_streams
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.run_data import open_data
     from dnapretrain.train.run import native_logits
 
-    config = load_config(CONFIG)
-    stream = held_out_streams(config.data, build_tokenizer(config.tokenizer))["valid"]
-    tokens = stream.batch(np.arange(4, dtype=np.int64)).tokens
+    config, folder = load_config(config_file), _hf_of(config_file)
+    batch = open_data(config).held_out["valid"].batch(np.arange(4, dtype=np.int64))
     logging.disable_progress_bar()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(HF).eval(), AutoTokenizer.from_pretrained(HF)
-    text = tokenizer.decode(tokens[0], skip_special_tokens=True)
-    if tokenizer(text)["input_ids"] != tokens[0].tolist():
+    loader = AutoModelForMaskedLM if config.is_masked else AutoModelForCausalLM
+    model, tokenizer = loader.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.decode(batch.tokens[0], skip_special_tokens=False).removeprefix(tokenizer.bos_token)
+    if tokenizer(text)["input_ids"] != batch.tokens[0].tolist():
         raise SystemExit("the exported tokenizer does not give back the tokens of the training data")
     with torch.no_grad():
-        theirs = model(torch.from_numpy(tokens)).logits.numpy()
-    return float(np.abs(native_logits(find_checkpoint(RUN), tokens) - theirs).max())
+        theirs = model(torch.from_numpy(batch.tokens)).logits.numpy()
+    return float(np.abs(native_logits(find_checkpoint(_run_of(config_file)), batch.tokens) - theirs).max())
 
 
-def _last_evaluation() -> dict:
-    records = [json.loads(line) for line in (RUN / "log.jsonl").read_text().splitlines()]
+def _last_evaluation(config: str) -> dict:
+    records = [json.loads(line) for line in (_run_of(config) / "log.jsonl").read_text().splitlines()]
     return [record for record in records if record["kind"] == "eval" and record["set"] == "valid"][-1]
 
 
 def _report(summary: dict) -> int:
     from dnapretrain.report import loss_curve, markdown_table, summary_rows
 
-    markov, gpt = summary["markov_bits_per_base"], summary["gpt"]
+    gpt, bert = summary["gpt"], summary["bert"]
+    markov, flanks = summary["markov_bits_per_base"], summary["flank_bits_per_base"]
     best = min(markov, key=markov.get)
-    loss_curve(RUN, OUT / "loss.png", markov)
-    table = markdown_table(summary_rows({"GPT, 0.86 M weights": gpt["valid_bits_per_base"]}, markov))
+    loss_curve(_run_of(GPT), OUT / "loss.png", {f"best count model (order {best})": markov[best]})
+    loss_curve(_run_of(BERT), OUT / "bert-loss.png", {FLANK_MODEL.format(number): flanks[number] for number in (1, 4)})
     (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    learned = gpt["valid_bits_per_base"] < markov[best]
-    print(f"\nheld-out bits per base, {gpt['valid_bases']:,} bases that no model saw\n\n{table}")
-    print(
-        f"GPT {gpt['valid_bits_per_base']:.4f} against {markov[best]:.4f} of the best count model (order {best}): "
-        f"{'learned' if learned else 'NOT LEARNED'}"
-    )
-    print(f"Hugging Face logits differ from Megatron's by at most {gpt['hf_max_abs_logit_diff']:.2e}")
+    causal, masked = gpt["valid_bits_per_base"], bert["valid_masked_bits_per_base"]
+    print(f"\nheld-out bits per base, {gpt['valid_bases']:,} bases that no model saw, each predicted from its left\n")
+    print(markdown_table(summary_rows({"GPT, 0.86 M weights": causal}, markov)))
+    print(f"{bert['valid_masked_bases']:,} of them masked, predicted from both sides (count models see every neighbour, the BERT 85 %)\n")
+    print(markdown_table(summary_rows({"BERT, 0.81 M weights": masked}, flanks, FLANK_MODEL)))
+    learned = causal < markov[best] and masked < flanks[1]
+    print(f"GPT {causal:.4f} against {markov[best]:.4f} of the best count model (order {best})")
+    print(f"BERT {masked:.4f} against {flanks[1]:.4f} of the {FLANK_MODEL.format(1)}: {'learned' if learned else 'NOT LEARNED'}")
+    for name, model in (("GPT", gpt), ("BERT", bert)):
+        print(f"{name}: Hugging Face logits differ from Megatron's by at most {model['hf_max_abs_logit_diff']:.2e}")
     print(f"stopped and resumed training identical: {summary['resume_identical']}")
     print(f"seconds: {summary['seconds']} ({', '.join(f'{stage} {value}' for stage, value in summary['seconds_by_stage'].items())})")
-    print(f"wrote {OUT / 'summary.json'}, {OUT / 'loss.png'}, {HF}/")
+    print(f"wrote {OUT / 'summary.json'}, {OUT / 'loss.png'}, {OUT / 'bert-loss.png'}, {_hf_of(GPT)}/, {_hf_of(BERT)}/")
     return 0 if learned and summary["resume_identical"] else 1
 
 

@@ -26,7 +26,7 @@ def train_randomised(env, store, tree):
                 weight.copy_(1.0 + 0.5 * torch.rand(weight.shape, generator=generator))
     trainer.optimizer.reload_model_params()
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer.train_step(training.next_batches(trainer))
+        trainer.train_step(trainer.next_batches())
         trainer.save(trainer.position)
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dnapretrain.convert.safetensors_files import SafetensorsReader, write_sharded
+from dnapretrain.convert.safetensors_files import SafetensorsReader, Stored, write_sharded
 from dnapretrain.errors import CheckpointError
 
 TENSORS = {"a": torch.randn(3, 5), "b": torch.randn(7), "c": torch.randn(40, 2), "d": torch.randn(1)}
 
 
 def write(directory, tensors, dtype, limit):
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    return write_sharded(directory, shapes, iter(tensors.items()), dtype, limit)
+    outline = [Stored(name, tuple(tensor.shape), dtype) for name, tensor in tensors.items()]
+    return write_sharded(directory, outline, iter(tensors.items()), limit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -36,10 +36,18 @@ def test_shards_stay_below_the_limit_and_are_indexed(tmp_path):
     assert all(torch.equal(reader.read(name), tensor) for name, tensor in TENSORS.items())
 
 
+def test_each_tensor_keeps_its_own_type(tmp_path):
+    dtypes = [torch.bfloat16, torch.float32, torch.float16, torch.float32]
+    outline = [Stored(name, tuple(tensor.shape), dtype) for (name, tensor), dtype in zip(TENSORS.items(), dtypes, strict=True)]
+    assert write_sharded(tmp_path, outline, iter(TENSORS.items()), 10**9) == 2 * 15 + 4 * 7 + 2 * 80 + 4
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(loaded[stored.name], TENSORS[stored.name].to(stored.dtype)) for stored in outline)
+
+
 def test_a_stream_out_of_order_is_an_error(tmp_path):
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in TENSORS.items()]
+    outline = [Stored(name, tuple(tensor.shape), torch.float32) for name, tensor in TENSORS.items()]
     with pytest.raises(CheckpointError, match=r"tensor b \(7,\) came where a \(3, 5\) belongs"):
-        write_sharded(tmp_path, shapes, iter([("b", TENSORS["b"])]), torch.float32, 10**9)
+        write_sharded(tmp_path, outline, iter([("b", TENSORS["b"])]), 10**9)
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):

@@ -39,7 +39,7 @@ def test_the_table_names_each_native_tensor_once_and_each_hf_tensor_once(untie):
 
     config = small_config(untie_embeddings_and_output_weights=untie, kv_channels=8)
     tokenizer = build_tokenizer(config.tokenizer)
-    table = entries(config.model, tokenizer.vocab_size)
+    table = entries(config.model, config.max_positions, tokenizer)
     assert {entry.native: entry.native_shape for entry in table} == native_shapes(config.model, tokenizer.vocab_size)
     assert len({entry.native for entry in table}) == len(table)
     model = LlamaForCausalLM(LlamaConfig(**LLAMA.hf_config(config.model, config.max_positions, tokenizer)))
@@ -49,7 +49,7 @@ def test_the_table_names_each_native_tensor_once_and_each_hf_tensor_once(untie):
 
 
 def test_mis_shaped_tensors_are_named_in_both_directions():
-    table = entries(small_config().model, 10)
+    table = entries(small_config().model, 64, build_tokenizer(small_config().tokenizer))
     with pytest.raises(CheckpointError, match=r"embedding.word_embeddings.weight has shape \(128, 23\).*\(128, 24\)"):
         list(native_to_hf(table, lambda name: torch.zeros(128, 23)))
     with pytest.raises(CheckpointError, match=r"model.embed_tokens.weight has shape \(11, 24\).*\(10, 24\)"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-ORDER, SEGMENTS, STRAND, PHASE, BLEND = 1, 2, 3, 4, 5
+ORDER, SEGMENTS, STRAND, PHASE, BLEND, MASKING = 1, 2, 3, 4, 5, 6
 BLOCK = 65536
 PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A", "R": "Y", "Y": "R", "S": "S", "W": "W", "K": "M", "M": "K"}
 PAIRS |= {"B": "V", "V": "B", "D": "H", "H": "D", "N": "N"}
@@ -68,6 +68,8 @@ class Slow:
     shuffle: bool = True
     seed: int = 0
     source: int = 0
+    masking: tuple[float, float, float] | None = None
+    """Share chosen; shares of the chosen that read <mask>, and a standard token. None: the causal objective."""
 
     def vocabulary(self) -> list[str]:
         words = ["".join(word) for word in itertools.product(self.base_order, repeat=self.k)]
@@ -91,11 +93,17 @@ class Slow:
     def phase(self, draw: int) -> int:
         return keyed_hash(self.seed, PHASE, self.source, draw) % self.k if self.random_phase else 0
 
+    def label_tokens(self) -> int:
+        return self.sequence_length - 1 if self.masking and self.add_bos else self.sequence_length
+
+    def context_tokens(self) -> int:
+        return 0 if self.masking or self.add_bos else 1
+
     def windows(self) -> list[tuple[int, int, int]]:
         """(segment, start, end) of every window of an epoch, in order."""
         slack = self.k - 1 if self.random_phase else 0
-        size = self.sequence_length * self.k + (0 if self.add_bos else self.k) + slack
-        stride = self.stride or self.sequence_length * self.k
+        size = (self.label_tokens() + self.context_tokens()) * self.k + slack
+        stride = self.stride or self.label_tokens() * self.k
         windows = []
         for number, text in enumerate(self.segments):
             if len(text) < self.min_length:
@@ -106,7 +114,7 @@ class Slow:
                 start, read = start + stride, start + size
             left = len(text) - start
             readable = left if self.random_phase else left - left % self.k
-            enough = left >= max(self.min_length, self.k * (1 if self.add_bos else 2) + slack)
+            enough = left >= max(self.min_length, self.k * (1 + self.context_tokens()) + slack)
             if enough and start + readable > read:
                 windows.append((number, start, len(text)))
         return windows
@@ -119,12 +127,33 @@ class Slow:
         if self.shuffle:
             j = permute(count, keyed_hash(self.seed, ORDER, self.source, epoch), j)
         stream = ([(1, 0.0)] if self.add_bos else []) + pieces(j, draw, epoch)
-        stream = stream[: self.sequence_length + 1]
-        stream += [(0, 0.0)] * (self.sequence_length + 1 - len(stream))
-        tokens = [token for token, _ in stream[:-1]]
-        labels = [token for token, _ in stream[1:]]
-        weights = [struct.unpack("f", struct.pack("f", weight))[0] for _, weight in stream[1:]]
-        return tokens, labels, weights, epoch
+        size = self.sequence_length if self.masking else self.sequence_length + 1
+        stream = stream[:size]
+        stream += [(0, 0.0)] * (size - len(stream))
+        tokens = [token for token, _ in stream]
+        weights = [struct.unpack("f", struct.pack("f", weight))[0] for _, weight in stream]
+        if not self.masking:
+            return tokens[:-1], tokens[1:], weights[1:], epoch
+        read = self.read_at_chosen(draw, tokens, weights)
+        tokens_read = [read.get(place, token) for place, token in enumerate(tokens)]
+        return tokens_read, tokens, [weight if place in read else 0.0 for place, weight in enumerate(weights)], epoch
+
+    def read_at_chosen(self, draw: int, tokens: list[int], weights: list[float]) -> dict[int, int]:
+        """What each chosen place of a masked sample reads, by place."""
+        share, mask_share, random_share = self.masking
+        key = keyed_hash(self.seed, MASKING, self.source, draw)
+        read = {}
+        for place, weight in enumerate(weights):
+            choice = mix((key + (place + 1) * GOLDEN) & MASK)
+            if weight > 0 and choice >> 11 < int(share * 2**53):
+                kind, number = divmod(mix((choice + GOLDEN) & MASK), 2**32)
+                if kind < round(mask_share * 2**32):
+                    read[place] = 4
+                elif kind < round((mask_share + random_share) * 2**32):
+                    read[place] = 5 + number * 4**self.k // 2**32
+                else:
+                    read[place] = tokens[place]
+        return read
 
     def window_pieces(self, j: int, draw: int, epoch: int) -> list[tuple[int, float]]:
         segment, start, end = self.windows()[j]
@@ -151,14 +180,14 @@ class Slow:
         return stream
 
     def stream_pieces(self, j: int, draw: int, epoch: int) -> list[tuple[int, float]]:
-        first = j * self.sequence_length
-        return self.stream(epoch)[first : first + self.sequence_length + (0 if self.add_bos else 1)]
+        first = j * self.label_tokens()
+        return self.stream(epoch)[first : first + self.label_tokens() + self.context_tokens()]
 
     def num_samples(self) -> int:
         if not self.packed:
             return len(self.windows())
         stream = self.stream(0)
-        return max(0, -(-(len(stream) - (0 if self.add_bos else 1)) // self.sequence_length))
+        return max(0, -(-(len(stream) - self.context_tokens()) // self.label_tokens()))
 
 
 def blend(shares: list[int], seed: int, sample: int) -> tuple[int, int]:

@@ -19,9 +19,9 @@ def index(lengths, **rules):
 
 
 def test_hash_equals_plain_python_and_streams_differ():
-    values = [_core.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 6)]
-    assert values == [slow.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 6)]
-    assert len({*values, _core.keyed_hash(2, 3, 7, 10**13), _core.keyed_hash(7, 3, 10**13, 2)}) == 7
+    values = [_core.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 7)]
+    assert values == [slow.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 7)]
+    assert len({*values, _core.keyed_hash(2, 3, 7, 10**13), _core.keyed_hash(7, 3, 10**13, 2)}) == 8
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,9 +66,10 @@ def test_windows_past_32_bits_and_10_to_the_13():
             assert run == (segment, start, min(8192, lengths[segment] - start), 0, False, False)
 
 
-def test_packed_past_10_to_the_13():
+@pytest.mark.parametrize("objective", [{}, {"masked": True, "sequence_length": 4097}, {"masked": True, "add_bos": False}])
+def test_packed_past_10_to_the_13(objective):
     lengths = [10**13, 2**31 + 5, 7]
-    built = index(lengths, packed=True, sequence_length=4096, shuffle=False)
+    built = index(lengths, **({"packed": True, "sequence_length": 4096, "shuffle": False} | objective))
     tokens = sum(lengths) + 2
     assert built.num_samples == -(-tokens // 4096)
     at = 10**13 // 4096
@@ -93,9 +94,11 @@ def test_shuffled_virtual_sizes_follow_the_epoch():
 @pytest.mark.parametrize("k, phase", [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("stride", [1, 7, 8, 24, 40])
 @pytest.mark.parametrize("add_bos", [False, True])
-def test_coverage_counts_each_base(packed, k, phase, stride, add_bos):
+@pytest.mark.parametrize("masked", [False, True])
+def test_coverage_counts_each_base(packed, k, phase, stride, add_bos, masked):
     lengths = [*range(0, 90), 500]
-    built = index(lengths, packed=packed, k=k, random_phase=phase, stride=stride, add_bos=add_bos, min_length=5, shuffle=False)
+    rules = {"packed": packed, "k": k, "random_phase": phase, "stride": stride, "add_bos": add_bos, "masked": masked}
+    built = index(lengths, min_length=5, shuffle=False, **rules)
     counts = built.coverage()
     assert sum(counts.values()) == sum(lengths)
     if phase:

@@ -58,7 +58,8 @@ def test_middle_stages_read_nothing(streams):
 def test_weighted_loss_counts_targets_and_weights():
     losses = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
     mask = torch.tensor([[1.0, 0.0], [0.1, 1.0]])
-    loss_sum, targets, report = weighted_loss(mask, losses)
+    correct = torch.tensor([[True, True], [False, True]])
+    loss_sum, targets, report = weighted_loss(mask, (losses, correct))
     assert loss_sum.item() == pytest.approx(1.0 + 0.4 + 8.0)
     assert targets.item() == 3 and targets.dtype == torch.int
-    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0])
+    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0])

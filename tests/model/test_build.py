@@ -20,7 +20,7 @@ def _chunks(env, store, tree):
     config = config_from_dict(tree)
     platform = platforms.start("cpu", env)
     start_groups(platform, config.parallel, config.train.seed, store)
-    return config, build_chunks(config, build_tokenizer(config.tokenizer).vocab_size, platform)
+    return config, build_chunks(config, build_tokenizer(config.tokenizer), platform)
 
 
 def named_shapes(env, store, tree):
@@ -112,12 +112,16 @@ def test_attention_equals_a_plain_softmax(groups, causal):
 
 
 def test_transformer_engine_asked_for_but_missing_is_an_error():
+    from dnapretrain.config import ModelConfig
     from dnapretrain.errors import ConfigError
     from dnapretrain.model.paths import active_paths, use_transformer_engine
     from dnapretrain.parallel.platform import Platform
 
+    def model(impl):
+        return ModelConfig(num_layers=1, hidden_size=2, num_attention_heads=1, ffn_hidden_size=2, transformer_impl=impl)
+
     cpu = Platform(torch.device("cpu"), "gloo", 0, 1)
     with pytest.raises(ConfigError, match="CUDA device"):
-        use_transformer_engine("transformer_engine", cpu)
-    assert not use_transformer_engine("auto", cpu)
-    assert "scaled_dot_product_attention" in active_paths("auto", "fp32", cpu)["attention"]
+        use_transformer_engine(model("transformer_engine"), cpu)
+    assert not use_transformer_engine(model("auto"), cpu)
+    assert "scaled_dot_product_attention" in active_paths(model("auto"), "fp32", cpu)["attention"]

@@ -103,8 +103,8 @@ def test_new_run_from_old_weights(ranks, tiny_config, saved):
     begun = ranks.run(2, training.train, tree={**tree, "parallel": {"tp": 2}}, until=1)[0]
     old = ranks.run(1, training.train, tree=tiny_config("run"), until=2)[0]
     fresh = ranks.run(1, training.train, tree=tiny_config("fresh", **{"optim.lr": 1e-9}), until=1)[0]
-    assert begun.valid_loss == pytest.approx(old.valid_loss, abs=1e-5)
-    assert abs(begun.valid_loss - fresh.valid_loss) > 1e-3
+    assert begun.valid.loss == pytest.approx(old.valid.loss, abs=1e-5)
+    assert abs(begun.valid.loss - fresh.valid.loss) > 1e-3
     assert begun.consumed_samples == 8
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from dnapretrain.config import config_from_dict
-from dnapretrain.train.metrics import bits_per_base, flops_per_token
+from dnapretrain.model.counts import flops_per_token
+from dnapretrain.train.metrics import bits_per_base
 
 
 def test_uniform_over_bases_reads_two_bits():

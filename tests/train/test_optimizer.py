@@ -83,7 +83,7 @@ def one_step_with_decay(env, store, tree):
     with torch.no_grad():
         weights["decoder.final_layernorm.weight"].fill_(2.0)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    trainer.train_step(training.next_batches(trainer))
+    trainer.train_step(trainer.next_batches())
     return before, {name: weight.detach() for name, weight in weights.items()}
 
 
@@ -101,7 +101,7 @@ def poisoned_step(env, store, tree):
     trainer, _, _ = training.begin(env, store, tree)
 
     def step(poison):
-        lists = [list(batches) for batches in training.next_batches(trainer)]
+        lists = [list(batches) for batches in trainer.next_batches()]
         if poison and env.rank == 0:
             lists[0][0].loss_mask_BS[:] = float("nan")
         return trainer.train_step([iter(batches) for batches in lists])

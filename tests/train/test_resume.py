@@ -7,8 +7,12 @@ import shutil
 import pytest
 import torch
 import training
+from train.test_layouts import MODELS
+
+from dnapretrain.errors import CheckpointError
 
 STOP, END = 4, 24
+DROPOUT = {**MODELS["post-norm ALiBi encoder"], "model.hidden_dropout": 0.1, "model.attention_dropout": 0.1, "model.ffn_dropout": "inner"}
 
 
 def _train_halves(ranks, tiny_config, world_size, **overrides):
@@ -27,8 +31,12 @@ def _train_halves(ranks, tiny_config, world_size, **overrides):
         (2, {"parallel.use_distributed_optimizer": True, "train.precision": "bf16"}),
         (2, {"parallel.use_distributed_optimizer": True, "parallel.overlap_param_gather": True, "parallel.overlap_grad_reduce": True}),
         (2, {"parallel.tp": 2, "train.precision": "bf16"}),
+        (2, {"parallel.tp": 2, "parallel.sequence_parallel": True, **DROPOUT}),
+        (2, {"parallel.pp": 2, "parallel.vpp": 2, "train.recompute": "full", **DROPOUT}),
+        (2, {"parallel.use_distributed_optimizer": True, **DROPOUT}),
+        (2, {"train.rampup_batch_size": [4, 4, 40], "train.global_batch_size": 12, "optim.lr_warmup_steps": 6}),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(f"{key}={setting}" for key, setting in value.items()) if isinstance(value, dict) else str(value),
 )
 def test_bitwise_at_the_same_layout(ranks, tiny_config, tmp_path, world_size, overrides):
     whole = _train_halves(ranks, tiny_config, world_size, **overrides)
@@ -78,3 +86,10 @@ def test_new_optimizer_settings_hold_after_a_resume(ranks, tiny_config, distribu
     changed = ranks.run(2, training.train, tree=tiny_config("parted", **common, **new), until=STOP + 2)[0]
     assert min(changed.learning_rates) >= 5e-3 > max(old.learning_rates)
     assert changed.losses[0] == old.losses[0] and changed.losses[1] != old.losses[1]
+
+
+def test_a_batch_size_ramp_cannot_change_on_the_way(ranks, tiny_config):
+    ramp = {"train.rampup_batch_size": [4, 4, 40], "train.global_batch_size": 12}
+    ranks.run(1, training.train, tree=tiny_config("parted", **ramp), until=STOP, save=True)
+    with pytest.raises(CheckpointError, match=r"train\.rampup_batch_size"):
+        ranks.run(1, training.train, tree=tiny_config("parted", **{**ramp, "train.rampup_batch_size": [4, 4, 80]}), until=END)

@@ -1,0 +1,61 @@
+"""What GPUs can do, from NVIDIA's data sheets: memory, and dense bf16 tensor-core peak (without sparsity).
+
+Sources: the product data sheets and briefs of A100, A10, H100, H200, HGX B200, L4 and L40S, and the RTX A6000 and
+Ada (RTX 4090) architecture papers. Where a sheet gives only the rate with sparsity, dense is half of it. Memory is
+the sheet's GB read as 10^9 bytes: a driver shows a few per cent more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnapretrain.errors import ConfigError
+
+GPUS_PER_NODE = 8
+"""Of the usual servers; tensor parallelism stays within a node."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU."""
+
+    kind: str
+    memory_bytes: int
+    bf16_tflops: float
+    """Dense peak in TFLOP/s."""
+    device_names: tuple[str, ...]
+    """As torch.cuda.get_device_name gives them, without a leading 'NVIDIA '."""
+
+
+GPUS = (
+    Gpu("a10", 24 * 10**9, 125.0, ("A10",)),
+    Gpu("a100-40", 40 * 10**9, 312.0, ("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    Gpu("a100-80", 80 * 10**9, 312.0, ("A100-SXM4-80GB", "A100 80GB PCIe")),
+    Gpu("a6000", 48 * 10**9, 154.8, ("RTX A6000",)),
+    Gpu("b200", 180 * 10**9, 2250.0, ("B200",)),
+    Gpu("h100", 80 * 10**9, 989.0, ("H100 80GB HBM3",)),
+    Gpu("h100-nvl", 94 * 10**9, 835.0, ("H100 NVL",)),
+    Gpu("h100-pcie", 80 * 10**9, 756.0, ("H100 PCIe",)),
+    Gpu("h200", 141 * 10**9, 989.0, ("H200",)),
+    Gpu("h200-nvl", 141 * 10**9, 835.0, ("H200 NVL",)),
+    Gpu("l4", 24 * 10**9, 121.0, ("L4",)),
+    Gpu("l40s", 48 * 10**9, 362.0, ("L40S",)),
+    Gpu("rtx-4090", 24 * 10**9, 165.0, ("GeForce RTX 4090",)),
+)
+
+
+def gpu_by_kind(kind: str) -> Gpu:
+    """The GPU called `kind`, in any case. Raises ConfigError for one that is not in the list."""
+    for gpu in GPUS:
+        if gpu.kind == kind.lower():
+            return gpu
+    raise ConfigError(f"no data sheet for GPU '{kind}'. Known: {', '.join(gpu.kind for gpu in GPUS)}.")
+
+
+def gpu_by_device_name(name: str) -> Gpu | None:
+    """The GPU that torch calls `name`; None for one not in the list.
+
+    The whole name must agree: 'GH200', 'L40', 'RTX 4090 Laptop GPU' and slices ('H200 MIG 1g.18gb') hold the name of another GPU.
+    """
+    plain = name.removeprefix("NVIDIA ").strip()
+    return next((gpu for gpu in GPUS if plain in gpu.device_names), None)

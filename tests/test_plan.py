@@ -1,0 +1,210 @@
+"""The planner: what it says of a run, what it needs to say it, and its check against the real model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dnapretrain.cli import main
+from dnapretrain.config import config_from_dict, load_config
+from dnapretrain.config_rules import check_world
+from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.errors import ConfigError
+from dnapretrain.model.counts import flops_per_token
+from dnapretrain.parallel.gpus import Gpu, gpu_by_kind
+from dnapretrain.plan import check_counts, format_check, format_plan, legal_layouts, make_plan, rank_layouts
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "gpt.yaml"
+GENERATOR_3B = {
+    "data": {"train": "nowhere", "sequence_length": 16_384},
+    "tokenizer": {"kind": "kmer", "k": 6},
+    "model": {"num_layers": 30, "hidden_size": 3072, "num_attention_heads": 32, "num_query_groups": 4, "ffn_hidden_size": 8448},
+    "parallel": {"tp": 1},
+    "optim": {"lr": 4e-4},
+    "train": {"run_dir": "nowhere", "train_steps": 1000, "micro_batch_size": 2, "global_batch_size": 128},
+}
+
+
+def generator(**sections):
+    return config_from_dict({name: {**section, **sections.get(name, {})} for name, section in GENERATOR_3B.items()})
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "generator.yaml"
+    path.write_text(yaml.safe_dump(GENERATOR_3B))
+    return path
+
+
+def test_no_torch_no_megatron_no_data(recipe):
+    program = (
+        "import sys; from dnapretrain.cli import main; code = main(sys.argv[1:]); "
+        "loaded = {'torch', 'megatron', 'transformer_engine', 'transformers'} & set(sys.modules); sys.exit(code or len(loaded))"
+    )
+    command = [sys.executable, "-c", program, "plan", str(recipe), "--gpus", "64", "--gpu", "h100"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "parameters   2,998,096,896" in result.stdout
+
+
+def test_every_layout_passes_the_rules_and_every_other_is_counted():
+    config = generator()
+    layouts, refused = legal_layouts(config, build_tokenizer(config.tokenizer), 32, gpu_by_kind("h100"))
+    for layout in layouts:
+        own = {"tp": layout.tp, "pp": layout.pp, "sequence_parallel": layout.sequence_parallel}
+        tried = generator(parallel=own, train={"micro_batch_size": layout.micro_batch_size, "recompute": layout.recompute})
+        assert check_world(tried, 32) == layout.dp
+        assert layout.num_microbatches * layout.micro_batch_size * layout.dp == 128
+    stages, sizes = 8, 8  # divisors of 30 layers; 1, 2, 4, ... 128 samples
+    assert len(layouts) // 3 + sum(refused.values()) == 4 * stages * sizes  # tp 1, 2, 4, 8
+    assert {layout.tp for layout in layouts} == {1, 2, 4}
+    assert refused["model.num_query_groups = # is not divisible by parallel.tensor_model_parallel_size = #"] == stages * sizes
+    assert all("{" not in rule and "4" not in rule for rule in refused)
+
+
+def test_a_sequence_that_does_not_divide_is_planned_without_sequence_parallelism():
+    config = generator(data={"sequence_length": 1002})
+    layouts, _ = legal_layouts(config, build_tokenizer(config.tokenizer), 8, gpu_by_kind("h100"))
+    assert {(layout.tp, layout.sequence_parallel) for layout in layouts} == {(1, False), (2, True), (4, False)}
+
+
+def test_the_order_is_the_stated_one():
+    config = generator(train={"global_batch_size": 512})
+    layouts, _ = legal_layouts(config, build_tokenizer(config.tokenizer), 64, gpu_by_kind("h100"))
+    ranked = rank_layouts(layouts)
+    assert [layout.tp * layout.pp for layout in ranked] == sorted(layout.tp * layout.pp for layout in ranked)
+    assert len({(layout.tp, layout.pp) for layout in ranked}) == len(ranked)
+    order = ["none", "selective", "full"]
+    for best in ranked:
+        assert best.fits
+        rivals = [layout for layout in layouts if layout.fits and (layout.tp, layout.pp) == (best.tp, best.pp)]
+        assert order.index(best.recompute) == min(order.index(layout.recompute) for layout in rivals)
+        rivals = [layout for layout in rivals if layout.recompute == best.recompute]
+        assert best.bubble == min(layout.bubble for layout in rivals)
+        assert best.micro_batch_size == max(layout.micro_batch_size for layout in rivals if layout.bubble == best.bubble)
+
+
+def test_the_files_own_layout_is_shown_even_where_it_does_not_fit():
+    plan = make_plan(generator(), 64, gpu_by_kind("h100"), 0.4)
+    own = plan["own_layout"]
+    assert (own["tp"], own["pp"], own["dp"], own["fits"]) == (1, 1, 64, False)
+    assert own["total_bytes"] - own["free_bytes"] > own["total_bytes"]
+    (line,) = [line for line in format_plan(plan).splitlines() if line.endswith("<- the file's")]
+    assert f"NO, {-own['free_bytes'] / 2**30:.1f} too much" in line
+    illegal = make_plan(generator(parallel={"pp": 3}), 64, gpu_by_kind("h100"), 0.4)
+    assert illegal["own_layout"] is None
+    assert "the file's layout is not legal here: 64 rank(s) cannot hold tensor parallel 1 x pipeline parallel 3" in format_plan(illegal)
+
+
+def test_the_files_own_layout_stands_in_its_place_when_it_is_among_the_best():
+    best = make_plan(generator(), 64, gpu_by_kind("h200"), 0.4)["best_layouts"][1]
+    chosen = {"tp": best["tp"], "pp": best["pp"], "sequence_parallel": best["sequence_parallel"], "use_distributed_optimizer": True}
+    plan = make_plan(generator(parallel=chosen, train={"micro_batch_size": best["micro_batch_size"]}), 64, gpu_by_kind("h200"), 0.4)
+    rows = [line for line in format_plan(plan).splitlines() if "| yes" in line]
+    assert [row.endswith("<- the file's") for row in rows].index(True) == 1
+    assert len(rows) == min(8, len(plan["best_layouts"]))
+
+
+def test_a_layout_that_fits_nowhere_says_the_way_out():
+    plan = make_plan(generator(), 1, Gpu("tiny", 10**9, 100.0, ()), 0.4)
+    assert plan["best_layouts"] == []
+    assert "no legal layout fits: use more GPUs" in format_plan(plan)
+
+
+def test_more_memory_is_asked_for_exactly_where_the_sum_exceeds_the_gpu():
+    config = generator(train={"micro_batch_size": 1, "recompute": "full"})
+    needed = make_plan(config, 8, gpu_by_kind("h200"), 0.4)["own_layout"]["total_bytes"]
+    for spare, fits in ((0, True), (-1, False)):
+        own = make_plan(config, 8, Gpu("just", needed + spare, 100.0, ()), 0.4)["own_layout"]
+        assert (own["fits"], own["free_bytes"]) == (fits, spare)
+
+
+def test_arithmetic_of_compute_and_time():
+    config = generator()
+    compute = make_plan(config, 64, gpu_by_kind("a100-80"), 0.5)["compute"]
+    flops = flops_per_token(config.model, 16_384, 4101) * 128 * 16_384
+    assert compute["flops_per_step"] == flops
+    assert compute["seconds_per_step"] == pytest.approx(flops / (64 * 312e12 * 0.5))
+    assert compute["days"] == pytest.approx(1000 * compute["seconds_per_step"] / 86_400)
+    assert compute["tokens_per_second"] == pytest.approx(128 * 16_384 / compute["seconds_per_step"])
+    assert make_plan(generator(train={"precision": "fp32"}), 64, gpu_by_kind("a100-80"), 0.5)["compute"]["days"] is None
+
+
+def test_a_ramp_makes_the_run_shorter():
+    run = make_plan(generator(train={"rampup_batch_size": [64, 64, 6400]}), 32, gpu_by_kind("h100"), 0.4)["run"]
+    assert run == {"steps": 1000, "samples": 121_600, "tokens": 121_600 * 16_384, "bases_at_most": 121_600 * 16_384 * 6}
+
+
+def test_command_line(recipe, capsys):
+    assert main(["plan", str(recipe), "--gpus", "64", "--gpu", "H100", "parallel.tp=4", "--json", "--mfu", "0.3"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["own_layout"]["tp"] == 4
+    assert plan["compute"]["assumed_mfu"] == 0.3
+    assert plan["gpu"]["kind"] == "h100"
+    assert plan["best_layouts"][0] in plan["legal_layouts"]
+    assert main(["plan", str(QUICKSTART), "--gpus", "2", "--gpu", "l4"]) == 0
+    page = capsys.readouterr().out
+    assert "parameters   855,680 (885,888 with the vocabulary's padding)" in page
+    assert max(map(len, page.splitlines())) <= 180
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpus", "64", "--gpu", "v100"], "no data sheet for GPU 'v100'. Known: a10, "),
+        (["--gpus", "0", "--gpu", "h100"], "--gpus = 0 is below 1."),
+        (["--gpus", "8", "--gpu", "h100", "--mfu", "40"], "--mfu = 40.0 is not a share of the peak."),
+        (["--gpus", "8", "--gpu", "h100", "model.layers=3"], "unknown config key 'model.layers'"),
+    ],
+)
+def test_mistakes_are_one_line(recipe, capsys, arguments, says):
+    assert main(["plan", str(recipe), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def check_in_rank(env, store, tree, gpus, wrong_by=0):
+    from dnapretrain import plan
+
+    right = plan.rank_parameters
+    plan.rank_parameters = lambda *arguments: right(*arguments) + wrong_by
+    try:
+        return check_counts(config_from_dict(tree), gpus)
+    finally:
+        plan.rank_parameters = right
+
+
+def test_the_check_plays_every_stage_and_tensor_parallel_rank(ranks, tiny_config):
+    tree = tiny_config(**{"parallel.tp": 2, "parallel.pp": 4, "model.transformer_impl": "transformer_engine"})
+    (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=16)
+    assert [(row["rank"], row["pp_rank"], row["tp_rank"]) for row in rows] == [
+        (4 * stage + rank, stage, rank) for stage in range(4) for rank in range(2)
+    ]
+    assert all(row["formula"] == row["model"] for row in rows)
+    assert format_check(rows).count("equal") == 4
+    (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=16, wrong_by=1)
+    assert format_check(rows).count("DIFFERENT") == 4
+    with pytest.raises(ConfigError, match="cannot hold"):
+        check_counts(config_from_dict(tree), 4)
+
+
+def test_a_check_that_fails_is_the_exit_code(recipe, capsys, monkeypatch):
+    row = {"rank": 0, "pp_rank": 0, "tp_rank": 0, "formula": 10}
+    for counted, code in ((10, 0), (11, 1)):
+        monkeypatch.setattr("dnapretrain.plan.check_counts", lambda config, gpus, counted=counted: [{**row, "model": counted}])
+        assert main(["plan", str(recipe), "--gpus", "64", "--gpu", "h100", "--check"]) == code
+    assert "DIFFERENT on rank 0: 11" in capsys.readouterr().out
+
+
+def test_a_plan_changes_nothing_in_the_settings_it_is_given():
+    config = load_config(QUICKSTART)
+    before = config.model_dump()
+    make_plan(config, 8, gpu_by_kind("h100"), 0.4)
+    assert config.model_dump() == before

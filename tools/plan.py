@@ -1,0 +1,5 @@
+"""`dnapretrain plan` from a clone that is not installed."""
+
+from _clone import run
+
+run("plan")
