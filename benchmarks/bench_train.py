@@ -186,7 +186,11 @@ class Transformers(Contestant):
         first, size = self.next_sample, self.size
         self.next_sample += size.global_batch_size
         batches = [
-            to_device(self.stream.batch(np.arange(start, start + size.micro_batch_size, dtype=np.int64)), self.device)
+            to_device(
+                self.stream.batch(np.arange(start, start + size.micro_batch_size, dtype=np.int64)),
+                self.device,
+                self.stream.tokenizer.pad_id,
+            )
             for start in range(first, self.next_sample, size.micro_batch_size)
         ]
         num_targets = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum()

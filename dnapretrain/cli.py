@@ -229,7 +229,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             print(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
         else:
             for name, result in results.items():
-                print(f"{name}: loss {result.loss:.4f}, {result.bits_per_base:.4f} bits per base over {result.num_tokens:,} tokens")
+                print(f"{name}: loss {result.loss:.4f}, {result.bits_per_base:.4f} bits per base over {result.num_targets:,} tokens")
     return 0
 
 

@@ -28,7 +28,8 @@ class HeldOutLoss:
     bits_per_base: float
     accuracy: float
     """Share of targets whose likeliest token is the right one, weighted as the loss."""
-    num_tokens: int
+    num_targets: int
+    """Tokens predicted: those with a loss weight above 0."""
     num_samples: int
 
 
@@ -60,11 +61,11 @@ def held_out_loss(
             totals += report
     for chunk in chunks:
         chunk.train()
-    loss_sum, weight_sum, num_tokens, correct_sum = sum_over_data_parallel(totals).tolist()
+    loss_sum, weight_sum, num_targets, correct_sum, _ = sum_over_data_parallel(totals).tolist()
     if weight_sum == 0:
         raise DataError(
             f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
         )
     loss = loss_sum / weight_sum
     bits = loss * math.log2(math.e) / bases_per_token
-    return HeldOutLoss(loss, bits, correct_sum / weight_sum, int(num_tokens), num_samples)
+    return HeldOutLoss(loss, bits, correct_sum / weight_sum, int(num_targets), num_samples)

@@ -26,6 +26,8 @@ class DeviceBatch:
     positions_BS: torch.Tensor
     attention_mask: torch.Tensor | None
     """bool [B, 1, 1, S], True at padding; None where no token is padding, or attention is causal."""
+    num_tokens: int
+    """Labels that are not padding."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class BatchPlace:
     device: torch.device
     chunk_reads: tuple[bool, ...]
     """Per model chunk: True for the first and last pipeline stage, and for every stage where padding must be known."""
-    pad_id: int | None = None
-    """Tokens that attention must not see; None for causal attention, where padding follows what it could disturb."""
+    pad_id: int
+    bidirectional: bool
+    """Whether attention must be told what is padding: causal attention meets none before what it predicts."""
 
     def micro_batch_ids(self, first_sample: int, index: int) -> np.ndarray:
         """Sample ids, int64 [B], of this rank's micro-batch `index` of the global batch that starts at `first_sample`."""
@@ -52,7 +55,11 @@ def step_batches(stream: SampleStream, place: BatchPlace, first_sample: int, num
 
     def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
         for index in range(num_microbatches):
-            yield to_device(stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id) if reads else None
+            yield (
+                to_device(stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id, place.bidirectional)
+                if reads
+                else None
+            )
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
@@ -73,21 +80,22 @@ def held_out_batches(
                 beyond = places >= num_samples
                 batch = stream.batch(np.where(beyond, 0, places * stream.num_samples // num_samples))
                 batch.loss_mask[beyond] = 0.0
-                yield to_device(batch, place.device, place.pad_id)
+                yield to_device(batch, place.device, place.pad_id, place.bidirectional)
             else:
                 yield None
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
 
-def to_device(batch: Batch, device: torch.device, pad_id: int | None = None) -> DeviceBatch:
-    """`batch` on the device, with the positions of its tokens and what attention must not see (see `BatchPlace.pad_id`)."""
+def to_device(batch: Batch, device: torch.device, pad_id: int, bidirectional: bool = False) -> DeviceBatch:
+    """`batch` on the device, with the positions of its tokens and, for bidirectional attention, what it must not see."""
     tokens, labels, loss_mask = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.labels, batch.loss_mask))
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    return DeviceBatch(tokens, labels, loss_mask, positions, padding_mask(batch.tokens, pad_id, device))
+    mask = padding_mask(batch.tokens, pad_id, device) if bidirectional else None
+    return DeviceBatch(tokens, labels, loss_mask, positions, mask, int((batch.labels != pad_id).sum()))
 
 
-def padding_mask(tokens: np.ndarray, pad_id: int | None, device: torch.device) -> torch.Tensor | None:
+def padding_mask(tokens: np.ndarray, pad_id: int, device: torch.device) -> torch.Tensor | None:
     """bool [B, 1, 1, S], True where a token of [B, S] is padding; None where none is, so that attention needs no mask."""
     is_padding = tokens == pad_id
     return torch.from_numpy(is_padding[:, None, None, :]).to(device) if is_padding.any() else None

@@ -11,7 +11,7 @@ import torch
 from dnapretrain.model.batches import DeviceBatch
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-NUM_TOTALS = 4
+NUM_TOTALS = 5
 """Sums that `weighted_loss` reports."""
 
 
@@ -21,11 +21,15 @@ def forward_step(batches: Iterator[DeviceBatch | None], model: Any) -> tuple[tor
     if batch is None:
         return model(None, None, None), _no_loss
     output = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask, labels=batch.labels_BS)
-    return output, partial(weighted_loss, batch.loss_mask_BS)
+    return output, partial(weighted_loss, batch.loss_mask_BS, batch.num_tokens)
 
 
-def weighted_loss(loss_mask_BS: torch.Tensor, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(sum of weighted losses, number of targets, [loss sum, weight sum, targets, weight of targets predicted right] to report).
+def weighted_loss(
+    loss_mask_BS: torch.Tensor, num_tokens: int, output: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sum of weighted losses, number of targets, the NUM_TOTALS sums to report).
+
+    They are: losses, weights, targets, weights of targets predicted right, tokens read.
 
     Gradients are divided once by the number of targets (weight above 0) in the global batch, the reported
     loss by the sum of weights; the two are equal unless soft-masked bases are weighted down.
@@ -34,7 +38,8 @@ def weighted_loss(loss_mask_BS: torch.Tensor, output: tuple[torch.Tensor, torch.
     loss_sum = (losses_BS.float() * loss_mask_BS).sum()
     num_targets = (loss_mask_BS > 0).sum().to(torch.int)
     weights_BS = loss_mask_BS.double()
-    report = torch.stack([loss_sum.detach().double(), weights_BS.sum(), num_targets.double(), (weights_BS * correct_BS).sum()])
+    sums = (loss_sum.detach().double(), weights_BS.sum(), num_targets.double(), (weights_BS * correct_BS).sum())
+    report = torch.stack([*sums, torch.full_like(sums[1], num_tokens)])
     return loss_sum, num_targets, report
 
 

@@ -25,8 +25,10 @@ class StepReport:
     """Share of targets whose likeliest token is the right one, weighted as the loss."""
     grad_norm: float
     lr: float
+    num_targets: int
+    """Tokens of the global batch that were predicted: those with a loss weight above 0."""
     num_tokens: int
-    """Target tokens (loss weight above 0) in the global batch."""
+    """Tokens of the global batch without its padding."""
     batch_size: int
     """Samples in the global batch."""
     updated: bool
@@ -90,7 +92,7 @@ class RunLog:
         self.say(
             f"eval {name} at step {step} | loss {result['loss']:.4f} | {self.unit} {result['bits_per_base']:.4f} | "
             f"accuracy {result['accuracy']:.3f} | "
-            f"{result['num_tokens']:,} tokens of {result['num_samples']:,} samples | {seconds:.1f} s"
+            f"{result['num_targets']:,} tokens predicted in {result['num_samples']:,} samples | {seconds:.1f} s"
         )
 
     def close(self) -> None:

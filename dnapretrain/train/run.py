@@ -131,7 +131,7 @@ def native_logits(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
         tokens_BS = torch.from_numpy(tokens).to(platform.device)
         positions_BS = torch.arange(tokens.shape[1], device=platform.device).expand_as(tokens_BS)
         with torch.no_grad():
-            mask = padding_mask(tokens, tokenizer.pad_id if config.is_masked else None, platform.device)
+            mask = padding_mask(tokens, tokenizer.pad_id, platform.device) if config.is_masked else None
             logits = chunks[0].eval()(tokens_BS, positions_BS, mask)
         return logits[..., : tokenizer.vocab_size].float().cpu().numpy()
     finally:
@@ -154,7 +154,8 @@ def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         device=platform.device,
         chunk_reads=reads,
-        pad_id=build_tokenizer(config.tokenizer).pad_id if config.is_masked else None,
+        pad_id=build_tokenizer(config.tokenizer).pad_id,
+        bidirectional=config.is_masked,
     )
 
 

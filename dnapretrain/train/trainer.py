@@ -88,7 +88,7 @@ class Trainer:
         totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=self.place.device)
         for report in reports:
             totals += report
-        loss_sum, weight_sum, num_tokens, correct_sum = sum_over_data_parallel(totals).tolist()
+        loss_sum, weight_sum, num_targets, correct_sum, num_tokens = sum_over_data_parallel(totals).tolist()
         loss = loss_sum / max(weight_sum, 1e-30)
         self.position = RunPosition(
             step=self.position.step + 1,
@@ -103,6 +103,7 @@ class Trainer:
             accuracy=correct_sum / max(weight_sum, 1e-30),
             grad_norm=grad_norm,
             lr=lr,
+            num_targets=int(num_targets),
             num_tokens=int(num_tokens),
             batch_size=batch_size,
             updated=updated,

@@ -56,7 +56,7 @@ def main() -> int:
         "genome": "Escherichia coli K-12 DH1, NC_017625.1",
         "gpt": {
             "valid_bits_per_base": gpt["bits_per_base"],
-            "valid_bases": gpt["num_tokens"],
+            "valid_bases": gpt["num_targets"],
             "train_tokens": gpt["consumed_tokens"],
             "hf_max_abs_logit_diff": differences[GPT],
         },
@@ -64,8 +64,8 @@ def main() -> int:
         "bert": {
             "valid_masked_bits_per_base": bert["bits_per_base"],
             "valid_masked_accuracy": bert["accuracy"],
-            "valid_masked_bases": bert["num_tokens"],
-            "train_masked_tokens": bert["consumed_tokens"],
+            "valid_masked_bases": bert["num_targets"],
+            "train_tokens": bert["consumed_tokens"],
             "hf_max_abs_logit_diff": differences[BERT],
         },
         "flank_bits_per_base": flanks,

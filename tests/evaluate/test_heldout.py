@@ -20,27 +20,30 @@ def evaluated(env, store, tree, max_samples):
     stream = data.held_out["valid"]
     result = held_out_loss(trainer.chunks, stream, trainer.place, 32, 1, max_samples)
     if env.world_size > 1:
-        return result, None
-    model, losses = trainer.chunks[0], []
+        return result, None, None
+    model, losses, right = trainer.chunks[0], [], []
     count = min(stream.num_samples, max_samples or stream.num_samples)
     for index in (place * stream.num_samples // count for place in range(count)):
         batch = stream.batch(np.array([index]))
         tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
         with torch.no_grad():
-            loss = model(tokens, torch.arange(32)[None], None, labels=labels)
-        losses += loss[torch.from_numpy(batch.loss_mask) > 0].tolist()
-    return result, losses
+            loss, correct = model(tokens, torch.arange(32)[None], None, labels=labels)
+        targets = torch.from_numpy(batch.loss_mask) > 0
+        right += correct[targets].tolist()
+        losses += loss[targets].tolist()
+    return result, losses, right
 
 
 @pytest.mark.parametrize("max_samples", [None, 7])
 def test_equals_sample_by_sample_under_every_layout(ranks, tiny_config, max_samples):
-    alone, losses = ranks.run(1, evaluated, tree=tiny_config(), max_samples=max_samples)[0]
-    assert alone.num_tokens == len(losses)
+    alone, losses, right = ranks.run(1, evaluated, tree=tiny_config(), max_samples=max_samples)[0]
+    assert alone.num_targets == len(losses)
     assert alone.loss == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert alone.accuracy == pytest.approx(sum(right) / len(right))
     assert alone.bits_per_base == pytest.approx(alone.loss / math.log(2))
     for world_size, layout in ((2, {"parallel.tp": 2}), (2, {"parallel.pp": 2, "parallel.vpp": 2}), (4, {"parallel.pp": 2})):
-        for result, _ in ranks.run(world_size, evaluated, tree=tiny_config(f"{world_size}{layout}", **layout), max_samples=max_samples):
-            assert result.num_tokens == alone.num_tokens and result.num_samples == alone.num_samples
+        for result, *_ in ranks.run(world_size, evaluated, tree=tiny_config(f"{world_size}{layout}", **layout), max_samples=max_samples):
+            assert result.num_targets == alone.num_targets and result.num_samples == alone.num_samples
             assert result.loss == pytest.approx(alone.loss, abs=1e-6)
 
 

@@ -76,5 +76,5 @@ def test_checkpoint_is_read_on_the_cpu() -> None:
         records = [json.loads(line) for line in (config.train.run_dir / "log.jsonl").read_text().splitlines()]
         here = [record for record in records if record["kind"] == "eval"][-1]
         there = json.loads(command_line("evaluate", config.train.run_dir, "train.device=cpu", "--json"))["valid"]
-    assert there["num_tokens"] == here["num_tokens"]
+    assert there["num_targets"] == here["num_targets"]
     assert math.isclose(there["loss"], here["loss"], rel_tol=LOSS_BOUND)

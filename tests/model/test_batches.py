@@ -23,7 +23,7 @@ def streams(tiny_config):
 def _global_batch(stream, size, micro, ranks, first):
     rows = []
     for rank in range(ranks):
-        place = BatchPlace(micro, rank, ranks, torch.device("cpu"), (True,))
+        place = BatchPlace(micro, rank, ranks, torch.device("cpu"), (True,), 0, False)
         (batches,) = step_batches(stream, place, first, size // (micro * ranks))
         rows.append(list(batches))
     return torch.cat([rows[rank][index].tokens_BS for index in range(len(rows[0])) for rank in range(ranks)])
@@ -41,7 +41,7 @@ def test_held_out_samples_are_each_scored_once(streams):
     _, stream = streams
     total = 0.0
     for rank in range(3):
-        place = BatchPlace(4, rank, 3, torch.device("cpu"), (True,))
+        place = BatchPlace(4, rank, 3, torch.device("cpu"), (True,), 0, False)
         (batches,) = held_out_batches(stream, place, 0, 10, stream.num_samples)
         total += sum(float(batch.loss_mask_BS.sum()) for batch in batches)
     assert stream.num_samples < 3 * 4 * 10
@@ -49,7 +49,7 @@ def test_held_out_samples_are_each_scored_once(streams):
 
 
 def test_middle_stages_read_nothing(streams):
-    place = BatchPlace(2, 0, 1, torch.device("cpu"), (True, False))
+    place = BatchPlace(2, 0, 1, torch.device("cpu"), (True, False), 0, False)
     first, middle = step_batches(streams[0], place, 0, 3)
     assert [batch is None for batch in middle] == [True] * 3
     assert next(first).tokens_BS.shape == (2, 32)
@@ -59,7 +59,7 @@ def test_weighted_loss_counts_targets_and_weights():
     losses = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
     mask = torch.tensor([[1.0, 0.0], [0.1, 1.0]])
     correct = torch.tensor([[True, True], [False, True]])
-    loss_sum, targets, report = weighted_loss(mask, (losses, correct))
+    loss_sum, targets, report = weighted_loss(mask, 7, (losses, correct))
     assert loss_sum.item() == pytest.approx(1.0 + 0.4 + 8.0)
     assert targets.item() == 3 and targets.dtype == torch.int
-    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0])
+    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0, 7.0])
