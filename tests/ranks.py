@@ -7,6 +7,7 @@ ranks are started once per test session and each call re-initialises their group
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -46,6 +47,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], rank: int, wo
         return function(env, dist.FileStore(store, world_size), **arguments)
     finally:
         stop_groups()
+        gc.collect()  # models are in cycles and hold on to their groups, each with threads of its own
 
 
 class RankPool:
