@@ -67,7 +67,12 @@ class SdpaAttention(torch.nn.Module):
         self.is_causal = attn_mask_type is AttnMaskType.causal
 
     def forward(
-        self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor, attention_mask: torch.Tensor | None, **_: Any
+        self,
+        query_SBND: torch.Tensor,
+        key_SBGD: torch.Tensor,
+        value_SBGD: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
     ) -> torch.Tensor:
         """Context of shape [S, B, N*D]; `attention_mask` is None or bool [B, 1, 1, S], True where a key is padding."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,10 +66,10 @@ def losses_and_logits(env, store, tree, tokens, labels):
     model = chunks[0]
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     logits_BSV = model(tokens, positions, None)
-    losses = model(tokens, positions, None, labels=labels)
+    losses, correct = model(tokens, positions, None, labels=labels)
     losses.sum().backward()
     gradient = model.output_layer.weight.grad if model.output_layer.weight.grad is not None else model.output_layer.weight.main_grad
-    return logits_BSV.detach(), losses.detach(), gradient
+    return logits_BSV.detach(), losses.detach(), gradient, correct
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -84,6 +85,7 @@ def test_padding_rows_never_enter_the_softmax(ranks, tiny_config, world_size):
     over_everything = F.cross_entropy(logits.reshape(-1, 128), labels.reshape(-1), reduction="none").reshape(2, 32)
     torch.testing.assert_close(results[0][1], expected, rtol=1e-5, atol=1e-5)
     assert (results[0][1] - over_everything).abs().min() > 1.0  # 118 rows of logit 0 would cost about ln(128/10)
+    assert all(torch.equal(result[3], logits[..., :10].argmax(-1) == labels) for result in results)
     gradient = torch.cat([result[2] for result in results])
     assert gradient[10:].abs().sum() == 0
     assert gradient[:10].abs().min() > 0
@@ -99,7 +101,7 @@ def test_attention_equals_a_plain_softmax(groups, causal):
     S, B, N, D = 7, 2, 4, 8
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(S, B, heads, D, generator=generator) for heads in (N, groups, groups))
-    attention = SdpaAttention(None, 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
+    attention = SdpaAttention(SimpleNamespace(attention_dropout=0.0), 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
     context = attention(query, key, value)
     for batch in range(B):
         for head in range(N):
