@@ -107,7 +107,7 @@ private:
 
 // The order of the pipeline: segments (lengths) -> SampleIndex (draw -> runs of bases) -> Blend
 // (sample id -> source, draw) -> fill_sample (runs -> tokens, labels, loss weights) with an Encoder
-// and, for the masked objective, a Masking.
+// (a fixed number of bases per token) or a VariableEncoder and, for the masked objective, a Masking.
 
 enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5, mask = 6 };
 
@@ -130,6 +130,7 @@ class Permutation {
 public:
     Permutation(int64_t size, uint64_t key);
     int64_t operator()(int64_t i) const;
+    int64_t inverse(int64_t i) const;
 
 private:
     uint64_t size_, key_, low_mask_, high_mask_;
@@ -156,6 +157,8 @@ struct CutRules {
     bool masked = false;      // masked objective: labels are the tokens themselves, not the next ones
     bool shuffle = true;  // false: samples in order, segments in order
     bool add_bos = true;
+    bool add_eos = false;   // masked objective: <eos> behind the last token of a sample
+    bool variable = false;  // tokens differ in length: k is the number of bases that windows reckon with, and no end is left out
     bool random_phase = false;
     int64_t sequence_length = 0;  // tokens
     int64_t k = 1;                // bases per token
@@ -165,15 +168,15 @@ struct CutRules {
     uint64_t seed = 0;
     uint64_t source = 0;  // key of this source's draws
 
-    // Labels of a full sample, <bos> not counted, which is one in the masked objective only.
-    int64_t label_tokens() const { return sequence_length - (masked && add_bos ? 1 : 0); }
+    // Labels of a full sample, <bos> and <eos> not counted, which are labels in the masked objective only.
+    int64_t label_tokens() const { return sequence_length - (masked ? add_bos + add_eos : 0); }
     // Tokens read before them: without <bos>, the first token of a causal sample is context and no label.
     int64_t context_tokens() const { return masked || add_bos ? 0 : 1; }
 };
 
 // Consecutive tokens of one sample read from one segment.
 struct Run {
-    int64_t segment, start, length;  // bases of the forward strand; length is a multiple of k
+    int64_t segment, start, length;  // bases of the forward strand; a multiple of k, unless tokens differ in length
     int64_t phase;
     bool reverse;
     bool separator_after;
@@ -182,6 +185,12 @@ struct Run {
 struct Sample {
     int64_t draw = 0, epoch = 0;
     std::vector<Run> runs;
+};
+
+// A draw, and the run of it that reads the bases asked for.
+struct Reader {
+    int64_t draw;
+    Run run;
 };
 
 // Where the bases of all segments went: the five add up to the bases of the segments.
@@ -200,6 +209,8 @@ public:
     const Coverage &coverage() const { return coverage_; }
     std::vector<int64_t> used_segments() const;
     void resolve(int64_t draw, Sample &sample) const;
+    // Adds the draws of `epoch` that read any of the bases [start, end) of `segment`: the inverse of resolve, in no order.
+    void readers(int64_t segment, int64_t start, int64_t end, int64_t epoch, std::vector<Reader> &out) const;
 
 private:
     struct Layout {  // packed: the token stream of one epoch
@@ -211,6 +222,8 @@ private:
     int64_t window_count(int64_t length);
     void resolve_window(int64_t draw, int64_t j, Sample &sample) const;
     void resolve_packed(int64_t j, Sample &sample) const;
+    int64_t draw_of(int64_t j, int64_t epoch) const;
+    bool packed_range(int64_t segment, int64_t start, int64_t end, int64_t epoch, int64_t &first, int64_t &last) const;
     int64_t packed_tokens(int64_t segment) const;
     int64_t segment_of_slot(int64_t slot, int64_t epoch) const;
     std::shared_ptr<const Layout> layout(int64_t epoch) const;
@@ -229,23 +242,43 @@ private:
     mutable std::shared_ptr<const Layout> layouts_[2];
 };
 
-// Sample id -> (source, n-th draw from it). Exact counts in each block of `kBlock` samples.
+// Sample id -> (source, n-th draw from it), and back. Exact counts in each block of samples; the proportions may change in
+// stages, and each draw of a source is read once all the same.
 class Blend {
 public:
-    static constexpr int64_t kBlock = 65536;
+    static constexpr int64_t kBlock = 65536, kMaxBlock = int64_t{1} << 24;
+    // What was read of a source: every draw below `next` but those of `left`, which are in order.
+    struct Progress {
+        int64_t next = 0;
+        std::vector<int64_t> left;
+    };
+    // The samples per block add up to the block, a power of two of kBlock to kMaxBlock.
     static Blend proportions(const std::vector<int64_t> &samples_per_block, uint64_t seed);
     static Blend concatenation(const std::vector<int64_t> &num_samples);
+    void add_stage(int64_t start, const std::vector<int64_t> &samples_per_block);  // from this sample id on
     std::pair<int64_t, int64_t> operator()(int64_t sample) const;
+    int64_t sample_of(int64_t source, int64_t n) const;        // the sample id of a draw; -1 where none ever reads it
+    Progress progress(int64_t source, int64_t samples) const;  // after so many samples; not of a concatenation
 
 private:
-    Blend(std::vector<int64_t> sizes, bool blocks, uint64_t seed);
-    std::vector<int64_t> end_;  // cumulative samples: of one block, or of the whole concatenation
-    bool blocks_;
-    uint64_t seed_;
+    struct Stage {
+        int64_t start, block;
+        std::vector<int64_t> end;    // cumulative samples: of one block, or of the whole concatenation
+        std::vector<Progress> from;  // of each source, where the stage begins
+    };
+    Blend() = default;
+    static int64_t first_of(const Stage &stage, size_t source);
+    static int64_t draw(const Progress &from, int64_t i);
+    Permutation order(const Stage &stage, int64_t block) const;
+    size_t stage_at(int64_t sample) const;
+
+    std::vector<Stage> stages_;
+    bool blocks_ = false;
+    uint64_t seed_ = 0;
 };
 
 struct SpecialIds {
-    int64_t pad, bos, eos, unk, n;  // n: token of the base N (unk where the vocabulary has none)
+    int64_t pad, bos, eos, unk, n;  // n: token of the base N (unk where the vocabulary has none); eos: -1 where there is none
 };
 
 // Bases -> token ids and loss weights, on either strand. Ids of k-mers start at `first_id`.
@@ -264,6 +297,41 @@ private:
     std::vector<float> weight_;      // k = 1: byte -> loss weight
     std::vector<uint8_t> code_[2];   // k > 1: byte -> code | ambiguous << 2 | lower << 4, per strand
     std::vector<float> mean_;        // k > 1: number of lower-case bases -> loss weight
+};
+
+// What became of a stretch of bases: tokens written, and the bases they stand for.
+struct Encoded {
+    int64_t tokens = 0, bases = 0;
+};
+
+// A tokenizer whose tokens stand for different numbers of bases.
+class VariableEncoder {
+public:
+    virtual ~VariableEncoder() = default;
+    virtual int64_t k() const = 0;  // bases per token that windows reckon with
+    virtual const SpecialIds &special() const = 0;
+    // Encodes bases[0, length), read on the other strand where `reverse`, until they or `max_tokens` run out.
+    virtual Encoded encode(const uint8_t *bases, int64_t length, bool reverse, int64_t max_tokens, int64_t *ids, float *weights) const = 0;
+};
+
+// The rules of Nucleotide Transformer (k = 6) and AIDO.DNA (k = 1): k-mers of A, C, G and T from the left, each of the
+// `singles` a token where no k-mer fits (the next k-mer begins right behind it), a run of anything else one <unk>.
+class SplitEncoder : public VariableEncoder {
+public:
+    // `singles` are letters among ACGTUN, numbered from `first_single`. Throws std::invalid_argument for anything else.
+    SplitEncoder(int64_t k, const std::string &base_order, int64_t first_id, const std::string &singles, int64_t first_single,
+                 SpecialIds special, double lowercase_weight);
+    int64_t k() const override { return k_; }
+    const SpecialIds &special() const override { return special_; }
+    Encoded encode(const uint8_t *bases, int64_t length, bool reverse, int64_t max_tokens, int64_t *ids, float *weights) const override;
+
+private:
+    int64_t k_, first_id_;
+    SpecialIds special_;
+    std::vector<uint8_t> code_[2];    // as in Encoder
+    std::vector<int64_t> single_[2];  // byte -> id, per strand; unk where it is none
+    std::vector<float> weight_;       // byte -> loss weight of a single
+    std::vector<float> mean_;         // number of lower-case bases in a k-mer -> loss weight
 };
 
 // The masked objective (BERT, arXiv:1810.04805): of the tokens that weigh anything, some are chosen; of the chosen, some read
@@ -292,8 +360,10 @@ struct Source {
 };
 
 // Writes one sample: tokens, labels and loss weights of `sequence_length` places each. `masking` is read where the rules of the
-// source are masked, and only there.
-void fill_sample(const Source &source, const Encoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,
-                 int64_t *labels, float *weights);
+// source are masked, and only there. Returns the bases cut because tokens ran out: 0 where tokens have a fixed length.
+int64_t fill_sample(const Source &source, const Encoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,
+                    int64_t *labels, float *weights);
+int64_t fill_sample(const Source &source, const VariableEncoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,
+                    int64_t *labels, float *weights);
 
 }  // namespace dnacore

@@ -1,5 +1,4 @@
-// Orders that cost no memory: keyed hash, permutation of an index range, blend of sources.
-#include <algorithm>
+// Orders that cost no memory: keyed hash, permutation of an index range.
 #include <stdexcept>
 
 #include "dnacore.h"
@@ -41,36 +40,20 @@ int64_t Permutation::operator()(int64_t i) const {
     return static_cast<int64_t>(x);
 }
 
-Blend::Blend(std::vector<int64_t> sizes, bool blocks, uint64_t seed) : end_(std::move(sizes)), blocks_(blocks), seed_(seed) {
-    if (end_.empty()) throw std::invalid_argument("there are no sources");
-    int64_t total = 0;
-    for (int64_t &size : end_) {
-        if (size < (blocks ? 1 : 0)) throw std::invalid_argument("a source has " + std::to_string(size) + " samples");
-        if (__builtin_add_overflow(total, size, &total)) throw std::invalid_argument("the sources hold more than 2^63 samples");
-        size = total;
-    }
-}
-
-Blend Blend::proportions(const std::vector<int64_t> &samples_per_block, uint64_t seed) {
-    Blend blend(samples_per_block, true, seed);
-    if (blend.end_.back() != kBlock)
-        throw std::invalid_argument("the samples per block add up to " + std::to_string(blend.end_.back()) + ", not " + std::to_string(kBlock));
-    return blend;
-}
-
-Blend Blend::concatenation(const std::vector<int64_t> &num_samples) { return Blend(num_samples, false, 0); }
-
-std::pair<int64_t, int64_t> Blend::operator()(int64_t sample) const {
-    if (sample < 0) throw std::out_of_range("sample id " + std::to_string(sample) + " is negative");
-    if (!blocks_ && sample >= end_.back())
-        throw std::out_of_range("sample id " + std::to_string(sample) + " is not below the " + std::to_string(end_.back()) + " samples");
-    if (end_.size() == 1) return {0, sample};
-    const int64_t block = blocks_ ? sample / kBlock : 0;
-    int64_t rank = sample - block * kBlock;
-    if (blocks_) rank = Permutation(kBlock, keyed_hash(seed_, Stream::blend, static_cast<uint64_t>(block), 0))(rank);
-    const auto source = std::upper_bound(end_.begin(), end_.end(), rank) - end_.begin();
-    const int64_t first = source ? end_[static_cast<size_t>(source - 1)] : 0;
-    return {source, block * (end_[static_cast<size_t>(source)] - first) + rank - first};
+int64_t Permutation::inverse(int64_t i) const {
+    auto x = static_cast<uint64_t>(i);
+    if (i < 0 || x >= size_) throw std::out_of_range("image " + std::to_string(i) + " is not in [0, " + std::to_string(size_) + ")");
+    do {
+        uint64_t low = x & low_mask_, high = x >> low_bits_, round_key = key_ + 2 * kRoundPairs * kGolden;
+        for (int pair = 0; pair < kRoundPairs; ++pair) {
+            high ^= mix64(low ^ round_key) & high_mask_;
+            round_key -= kGolden;
+            low ^= mix64(high ^ round_key) & low_mask_;
+            round_key -= kGolden;
+        }
+        x = high << low_bits_ | low;
+    } while (x >= size_);
+    return static_cast<int64_t>(x);
 }
 
 }  // namespace dnacore

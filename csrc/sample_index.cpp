@@ -29,7 +29,10 @@ void check(const CutRules &rules) {
     if (rules.sequence_length < 1 || rules.sequence_length > (int64_t{1} << 40))
         refuse("the sequence length must be 1 to 2^40 tokens, got ", rules.sequence_length);
     if (rules.label_tokens() < 1)
-        refuse("the sequence length of a masked sample that begins with <bos> must be at least 2 tokens, got ", rules.sequence_length);
+        refuse("the sequence length of a masked sample that begins with <bos> must be at least " +
+                   std::to_string(1 + rules.add_bos + rules.add_eos) + " tokens, got ", rules.sequence_length);
+    if (rules.add_eos && !rules.masked) throw std::invalid_argument("<eos> behind each sample is for the masked objective");
+    if (rules.variable && rules.packed) throw std::invalid_argument("packed samples need tokens of a fixed length");
     if (rules.k < 1 || rules.k > 8) refuse("k must be 1 to 8 bases, got ", rules.k);
     if (!rules.packed && rules.stride < 1) refuse("the stride must be at least 1 base, got ", rules.stride);
     if (rules.min_length < 1) refuse("the minimum length must be at least 1 base, got ", rules.min_length);
@@ -82,10 +85,11 @@ void SampleIndex::build_windows() {
 }
 
 // Counts the windows of a segment and books every base of it. A tail is a window of its own if it is
-// long enough, holds a target whatever the phase, and reads bases that no full window reads.
+// long enough, holds a target whatever the phase, and reads bases that no full window reads. Where tokens
+// differ in length, one base makes a token, and the bases cut because tokens run out are counted as used.
 int64_t SampleIndex::window_count(int64_t length) {
-    const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0;
-    const int64_t needed = std::max(rules_.min_length, (1 + rules_.context_tokens()) * k + slack);
+    const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0, unit = rules_.variable ? 1 : k;
+    const int64_t needed = std::max(rules_.min_length, unit + rules_.context_tokens() * k + slack);
     const int64_t full = length < std::max(window_, rules_.min_length) ? 0 : (length - window_) / stride + 1;
     const int64_t read = full ? (full - 1) * stride + window_ : 0;
     const int64_t next = std::min(full * stride, length);
@@ -96,7 +100,7 @@ int64_t SampleIndex::window_count(int64_t length) {
         coverage_.used += fresh - gaps;
     }
     if (fresh == length) return full;
-    const int64_t end = rules_.random_phase ? length : next + (length - next) / k * k;
+    const int64_t end = rules_.random_phase ? length : next + (length - next) / unit * unit;
     if (length - next < needed || end <= fresh) {
         (full ? coverage_.short_tails : coverage_.short_segments) += length - fresh;
         return full;
@@ -169,7 +173,8 @@ void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const 
     const int64_t bases = std::min(window_, length(segment) - start);
     const int64_t shift = phase(draw);
     const int64_t most = rules_.label_tokens() + rules_.context_tokens();
-    const int64_t read = std::min(most, (bases - shift) / rules_.k) * rules_.k;
+    const int64_t whole = rules_.variable ? bases - shift : (bases - shift) / rules_.k * rules_.k;
+    const int64_t read = std::min(most * rules_.k, whole);
     const bool reverse = reversed(draw);
     sample.runs.push_back({segment, start + (reverse ? bases - shift - read : shift), read, shift, reverse, false});
 }

@@ -40,8 +40,11 @@ BLEND_BLOCK: int
 def keyed_hash(seed: int, stream: int, a: int, b: int) -> int:
     """64 bits that are a pure function of the arguments (unsigned 64-bit each). Streams: enum Stream in csrc/dnacore.h."""
 
-def permute(size: int, key: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images of `positions` under the keyed permutation of [0, size). Raises IndexError for a position outside."""
+MAX_BLEND_BLOCK: int
+"""The most samples per block: for very many sources, or very rare ones."""
+
+def permute(size: int, key: int, positions: NDArray[np.int64], inverse: bool = False) -> NDArray[np.int64]:
+    """Images of `positions` under the keyed permutation of [0, size), or its inverse. Raises IndexError for a position outside."""
 
 class Encoder:
     """Bases to token ids by table look-up. k-mers are numbered from first_id in Cartesian order of base_order."""
@@ -51,6 +54,78 @@ class Encoder:
     ) -> None: ...
     def encode(self, bases: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Token ids; bases left over at the end are one <unk>."""
+
+class VariableEncoder:
+    """Bases to tokens that stand for different numbers of bases."""
+
+    def encode(self, bases: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Token ids."""
+
+class SplitEncoder(VariableEncoder):
+    """k-mers as in Encoder, one of `singles` (numbered from first_single) where none fits, a run of anything else one <unk>.
+
+    Raises ValueError for letters outside ACGTUN, or a letter without the one across from it.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int,
+        base_order: str,
+        first_id: int,
+        singles: str,
+        first_single: int,
+        pad: int,
+        bos: int,
+        eos: int,
+        unk: int,
+        lowercase_weight: float,
+    ) -> None: ...
+
+MAX_BPE_TOKENS: int
+"""Tokens of a BpeEncoder, <unk> included."""
+MAX_TRAINED_BPE_TOKENS: int
+"""Tokens of a BpeTrainer, A, C, G and T included."""
+
+class BpeEncoder(VariableEncoder):
+    """Byte-pair encoding: runs of A, C, G, T merged by rank, leftmost first; any other byte is one <unk>, nothing merges across.
+
+    merges: rows (left id, right id, product id) by rank. base_ids: ids of A, C, G, T. upper_case: lower case reads as upper case.
+    Raises ValueError where a part is made by no earlier merge, or one text by two.
+    """
+
+    def __init__(
+        self,
+        *,
+        merges: NDArray[np.int64],
+        base_ids: list[int],
+        k: int,
+        pad: int,
+        bos: int,
+        eos: int,
+        unk: int,
+        lowercase_weight: float,
+        upper_case: bool,
+    ) -> None: ...
+    def encode(self, bases: NDArray[np.uint8], reverse: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int32]]:  # type: ignore[override]
+        """Token ids, and the bases each stands for; `reverse` reads the other strand."""
+
+    def encode_window(self, bases: NDArray[np.uint8], reverse: bool, max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+        """As batches are filled: ids of the first max_tokens tokens of what all bases encode to, loss weights, bases they stand for."""
+
+class BpeTrainer:
+    """Learns BPE merges. Feed documents, then learn. Raises ValueError for settings out of range, and for feeding after learning."""
+
+    def __init__(self, *, num_merges: int, max_length: int, min_count: int, capacity: int) -> None: ...
+    def feed(self, bases: NDArray[np.uint8], reverse: bool = False) -> int:
+        """Add a document, or its other strand; returns the bases among A, C, G, T in either case."""
+
+    def learn(self, most: int) -> list[tuple[int, int, int]]:
+        """Up to `most` more merges: numbers of the parts (A, C, G, T, then products in order) and the count of the pair."""
+
+    @property
+    def num_symbols(self) -> int:
+        """Tokens that the corpus has at present, word ends included."""
 
 class Masking:
     """The masked objective: which tokens are chosen, and what they read. Raises ValueError for values that are no probabilities."""
@@ -85,6 +160,8 @@ class SampleIndex:
         seed: int,
         source: int,
         masked: bool = False,
+        add_eos: bool = False,
+        variable: bool = False,
     ) -> None: ...
     @property
     def num_samples(self) -> int:
@@ -102,19 +179,73 @@ class SampleIndex:
 class BatchFiller:
     """Sample ids to batches. With samples_per_block the sources are blended; without, they follow each other.
 
-    `masking` goes with indexes that are masked: all or none, else ValueError.
+    later_stages are (first sample id, samples per block) of blends that follow. `masking` goes with indexes that are masked:
+    all or none, else ValueError.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | VariableEncoder,
         sources: list[tuple[SampleIndex, NDArray[np.int64], NDArray[np.uint8]]],
         samples_per_block: list[int],
         seed: int,
         masking: Masking | None = None,
+        later_stages: list[tuple[int, list[int]]] = [],
     ) -> None: ...
     def draw(self, sample: int) -> tuple[int, int]:
         """(source, n-th draw from it) of a sample id. Raises IndexError outside the samples."""
 
+    def locate(self, sample: int) -> tuple[int, int, list[tuple[int, int, int, int, bool, bool]]]:
+        """Source, epoch and runs (as SampleIndex.resolve has them) of a sample id, without bases cut because tokens run out."""
+
+    def samples(self, source: int, draws: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample ids of draws of a source; -1 where no sample ever is that draw."""
+
+    def progress(self, source: int, num_samples: int) -> tuple[int, NDArray[np.int64]]:
+        """(n, others): the first `num_samples` samples of a blend read the draws below n of a source, but for the others."""
+
+    def readers(
+        self,
+        source: int,
+        segments: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        first_epoch: int,
+        last_epoch: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Query, draw, start, length and reverse of every run in [first_epoch, last_epoch) that reads bases [starts, ends) of segments."""
+
+    def cut(self) -> tuple[int, int]:
+        """Bases cut because tokens ran out, of all samples filled so far, and how many samples these were."""
+
     def fill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Tokens, labels and loss weights, each (len(ids), sequence_length)."""
+
+MIN_SKETCH_K: int
+MAX_SKETCH_K: int
+
+def sketch(
+    bases: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], limits: NDArray[np.int64], *, k: int, scale: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Kept hashes of pieces, one piece after another, and how many each has: distinct, in order, the same on either strand.
+
+    A piece has the k-mers that begin in [start, end) and end at or before its limit, without those that hold a letter other than
+    A, C, G, T in either case; one of `scale` is kept, on average. Raises ValueError for pieces outside of `bases`.
+    """
+
+class KeptSketches:
+    """Pieces taken in one after another, each only if it is new: if less than the share `near` of its hashes is held already.
+
+    Pieces with fewer than `min_hashes` hashes are always taken in. Raises ValueError for settings out of range.
+    """
+
+    def __init__(self, near: float, min_hashes: int) -> None: ...
+    def offer(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The next pieces, `counts` distinct hashes each; pieces are numbered from 0 in the order of all calls.
+
+        Returns for each how many of its hashes were held before, and the piece that holds the most of them; -1: taken in.
+        """
+
+    @property
+    def num_hashes(self) -> int:
+        """Hashes held."""

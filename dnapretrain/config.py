@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -91,6 +91,18 @@ class SourceConfig(Section):
     """Share of samples relative to the other sources; kept exactly within each block of samples."""
 
 
+class StageConfig(Section):
+    """A stretch of training with a blend of its own."""
+
+    until_step: int | None = Field(None, gt=0)
+    until_samples: int | None = Field(None, gt=0)
+    """Where the stage ends, in one of the two; the last stage has neither. Each source goes on where the stage before left it."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """One for each source of data.train, in their order; 0: not in this stage. Default: those of data.train."""
+    blend_alpha: float | None = Field(None, ge=0, le=1)
+    """Default: data.blend_alpha."""
+
+
 class SplitConfig(Section):
     """What is held out of the training shards. A base is on one side only, on both strands."""
 
@@ -131,6 +143,11 @@ class DataConfig(Section):
 
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     """Shard prefixes to train on: a prefix, a list of prefixes, or a list of {prefix, weight}."""
+    blend_alpha: float = Field(0.0, ge=0, le=1)
+    """Sources are blended by weight x (training bases)^blend_alpha. 0: by weight alone; 1: in proportion to their size; between:
+    small ones are read more often than that (0.3 is usual; a temperature T is 1/T)."""
+    stages: tuple[StageConfig, ...] = ()
+    """Blends that follow each other; default: one for the whole run. Those to come may be changed while a run goes on."""
     valid: dict[str, Path] = {}
     """Named held-out shards, beside what `split` holds out of the training shards."""
     split: SplitConfig = SplitConfig()
@@ -166,16 +183,61 @@ class DataConfig(Section):
         return {"valid": value} if isinstance(value, (str, Path)) else value
 
 
+PUBLISHED_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "nt_v1": {"k": 6, "base_order": "ATCG", "add_bos": True, "add_eos": False},
+    "nt_v2": {"k": 6, "base_order": "ATCG", "add_bos": True, "add_eos": False},
+    "generator": {"k": 6, "base_order": "ATCG", "add_bos": True, "add_eos": False},
+    "aido_dna": {"k": 1, "base_order": "AGCT", "add_bos": True, "add_eos": True},
+}
+"""What each published tokenizer has. k and base_order belong to its vocabulary; the other two are defaults."""
+BPE_BASES_PER_TOKEN = 5
+"""What 4,096 BPE tokens stand for on average, rounded: 4.7 to 5.0 on genomes."""
+
+
 class TokenizerConfig(Section):
     """How bases become tokens."""
 
-    kind: Literal["nucleotide", "kmer"] = "nucleotide"
+    kind: Literal["nucleotide", "kmer", "nt_v1", "nt_v2", "generator", "aido_dna", "bpe"] = "nucleotide"
+    """nucleotide, kmer: our own vocabularies. bpe: byte-pair encoding, the merges in `file`. The others have the ids and rules of
+    published models: Nucleotide Transformer v1 and v2, GENERator, AIDO.DNA."""
+    file: Path | None = None
+    """bpe only: a tokenizer.json with the merges, as `dnapretrain train-bpe` writes it, DNABERT-2's, or that of a checkpoint."""
     k: int = Field(6, ge=1, le=8)
-    """Bases per token (kmer only)."""
-    base_order: Literal["ACGT", "ATCG"] = "ACGT"
-    """Order of the bases in the vocabulary; the published 6-mer vocabularies use ATCG."""
+    """Bases per token (kmer; published ones have their own). bpe: bases per token that windows and bits per base reckon with,
+    whatever the tokens are; default 5, what 4,096 tokens have on average."""
+    base_order: Literal["ACGT", "ATCG", "AGCT"] = "ACGT"
+    """Order of the bases in the vocabulary; published ones have their own."""
     add_bos: bool = True
-    """Begin each sample with <bos>, so that its first base is predicted too."""
+    """Begin each sample with <bos> (NT: <cls>, GENERator: <s>, AIDO.DNA, bpe: [CLS]), so that its first base is predicted too."""
+    add_eos: bool = False
+    """Masked objective: end each sample with <eos> (AIDO.DNA, bpe: [SEP], there the default of masked runs)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, value: Any) -> Any:
+        defaults: dict[str, dict[str, Any]] = {**PUBLISHED_TOKENIZERS, "bpe": {"k": BPE_BASES_PER_TOKEN}}
+        published = defaults.get(str(value.get("kind"))) if isinstance(value, dict) else None
+        return {**published, **value} if published else value
+
+    @model_validator(mode="after")
+    def _as_published(self) -> TokenizerConfig:
+        for name in ("k", "base_order"):
+            has = PUBLISHED_TOKENIZERS.get(self.kind, {}).get(name, getattr(self, name))
+            if getattr(self, name) != has:
+                raise ValueError(f"{name} = {getattr(self, name)}, but kind={self.kind} has {has}: remove {name}")
+        if self.kind == "bpe" and self.base_order != "ACGT":
+            raise ValueError(f"base_order = {self.base_order}, but kind=bpe has the order of its file: remove base_order")
+        return self
+
+    @property
+    def bases_per_token(self) -> int:
+        """Bases of one word; bpe: those that windows reckon with."""
+        return 1 if self.kind == "nucleotide" else self.k
+
+    @property
+    def is_variable(self) -> bool:
+        """True where tokens stand for different numbers of bases, so that only the bases tell how many there are."""
+        return self.kind in ("nt_v1", "nt_v2", "aido_dna", "bpe")
 
 
 class ModelConfig(Section):
@@ -350,6 +412,15 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bpe_ends(cls, value: Any) -> Any:
+        # As DNABERT-2: masked samples of BPE tokens end with [SEP]. Only here are the kinds of both sections known.
+        tokenizer, model = (value.get("tokenizer"), value.get("model")) if isinstance(value, dict) else (None, None)
+        if not isinstance(tokenizer, dict) or tokenizer.get("kind") != "bpe" or not isinstance(model, dict):
+            return value
+        return {**value, "tokenizer": {"add_eos": model.get("kind") == "encoder", **tokenizer}}
+
     def global_batch_size(self, consumed_samples: int) -> int:
         """Samples in the step that begins after `consumed_samples`."""
         full = self.train.global_batch_size
@@ -373,6 +444,16 @@ class RunConfig(Section):
     def num_microbatches(self, data_parallel_size: int, batch_size: int | None = None) -> int:
         """Micro-batches on each of `data_parallel_size` ranks for a step of `batch_size` samples (default: global_batch_size)."""
         return (batch_size or self.train.global_batch_size) // (self.train.micro_batch_size * data_parallel_size)
+
+    def data_by_samples(self) -> DataConfig:
+        """Section data with the ends of its stages counted in samples, as the streams want them."""
+        stages = tuple(
+            stage.model_copy(update={"until_step": None, "until_samples": self.samples_after(stage.until_step)})
+            if stage.until_step
+            else stage
+            for stage in self.data.stages
+        )
+        return self.data.model_copy(update={"stages": stages})
 
     @property
     def is_masked(self) -> bool:

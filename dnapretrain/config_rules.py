@@ -90,11 +90,36 @@ def check_rules(config: RunConfig) -> None:
         )
     if data.stride is not None and data.sampling == "packed":
         raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
-    if data.random_phase and config.tokenizer.kind != "kmer":
-        raise ConfigError(f"data.random_phase is for tokenizer.kind=kmer, not {config.tokenizer.kind}. Set it to false.")
+    _check_tokenizer(config)
     _check_objective(config)
     _check_rampup(config)
     _check_split(split)
+    _check_stages(config)
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    tokenizer, data = config.tokenizer, config.data
+    if tokenizer.kind == "bpe" and tokenizer.file is None:
+        raise ConfigError("tokenizer.kind=bpe needs its merges. Set tokenizer.file to a tokenizer.json; dnapretrain train-bpe makes one.")
+    if tokenizer.kind != "bpe" and tokenizer.file is not None:
+        raise ConfigError(f"tokenizer.file = {tokenizer.file} is for tokenizer.kind=bpe, not {tokenizer.kind}. Remove it.")
+    if data.random_phase and tokenizer.kind != "kmer" and tokenizer.bases_per_token == 1:
+        raise ConfigError(f"data.random_phase is for tokenizer.kind=kmer, not {tokenizer.kind}. Set it to false.")
+    if tokenizer.is_variable and data.sampling == "packed":
+        raise ConfigError(
+            f"data.sampling=packed needs tokens of a fixed number of bases, which tokenizer.kind={tokenizer.kind} has not. "
+            "Set data.sampling=windows."
+        )
+    if not tokenizer.add_eos:
+        return
+    if tokenizer.kind in ("nt_v1", "nt_v2"):
+        raise ConfigError(f"tokenizer.add_eos: tokenizer.kind={tokenizer.kind} ends samples with no token. Set it to false.")
+    if not config.is_masked:
+        raise ConfigError("tokenizer.add_eos is for the masked objective (model.kind=encoder). Set it to false.")
+    if data.sequence_length < 2 + tokenizer.add_bos:
+        raise ConfigError(
+            f"data.sequence_length = {data.sequence_length} leaves no token for bases between the two ends of a sample. Raise it."
+        )
 
 
 def _check_objective(config: RunConfig) -> None:
@@ -150,6 +175,30 @@ def _check_split(split: SplitConfig) -> None:
         raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
     if split.valid_fraction + split.test_fraction >= 1:
         raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")
+
+
+def _check_stages(config: RunConfig) -> None:
+    stages, sources = config.data.stages, config.data.train
+    end = 0
+    for number, (stage, by_samples) in enumerate(zip(stages, config.data_by_samples().stages, strict=True), 1):
+        name = f"stage {number} of data.stages"
+        if number == len(stages):
+            if stage.until_step or stage.until_samples:
+                raise ConfigError(f"{name} is the last one and goes on to the end of the run. Remove its end, or add a stage behind it.")
+        elif (stage.until_step is None) == (stage.until_samples is None):
+            raise ConfigError(f"{name} needs an end. Give one of until_step and until_samples.")
+        elif (by_samples.until_samples or 0) <= end:
+            raise ConfigError(
+                f"{name} ends at sample {by_samples.until_samples}, where the one before it has ended already ({end}). Raise it."
+            )
+        end = by_samples.until_samples or 0
+        if stage.weights is not None and len(stage.weights) != len(sources):
+            raise ConfigError(f"{name} has {len(stage.weights)} weights for the {len(sources)} sources of data.train. Give one for each.")
+        if stage.weights is not None and not any(stage.weights):
+            raise ConfigError(f"{name} has no weight above 0. Raise one.")
+    for number, source in enumerate(sources):
+        if stages and not any(stage.weights is None or stage.weights[number] for stage in stages):
+            raise ConfigError(f"source {source.prefix} of data.train has weight 0 in every stage of data.stages. Remove it, or raise one.")
 
 
 def check_world(config: RunConfig, world_size: int) -> int:

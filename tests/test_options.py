@@ -133,7 +133,9 @@ def test_a_command_line_option_without_effect_would_be_seen() -> None:
 
 def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
-        *("preprocess", "inspect", "pretrain", "evaluate", "convert", "generate", "report", "verify", "doctor")
+        *("corpus", "preprocess", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "leakage"),
+        *("pretrain", "evaluate", "plan", "convert", "generate", "report", "verify", "doctor"),
+        *("locate", "was-seen", "coverage"),
     }
 
 

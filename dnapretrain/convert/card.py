@@ -60,7 +60,7 @@ def model_card(config: RunConfig, tokenizer: Tokenizer, task: str, report: dict[
     kind, objective, example = "A Llama-style decoder", "to predict the next token", CAUSAL_EXAMPLE
     if config.is_masked:
         kind, objective, example = "An ESM-style encoder", f"to fill in {100 * masking.mlm_probability:g} % of its tokens", MASKED_EXAMPLE
-    reads = "single bases" if tokenizer.kind == "nucleotide" else f"{tokenizer.k}-mers"
+    reads = "byte-pair tokens" if tokenizer.kind == "bpe" else "single bases" if tokenizer.k == 1 else f"{tokenizer.k}-mers"
     main, plain = report["from_main_weights"], report["from_model_weights"]
     weights = (
         "fp32 main weights" if not plain else "weights as trained" if not main else f"{main} fp32 main weights, {plain} weights as trained"

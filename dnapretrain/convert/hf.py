@@ -23,7 +23,8 @@ from dnapretrain.convert.native import WeightsReader, find_checkpoint, open_weig
 from dnapretrain.convert.native_writer import write_native
 from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, Stored, write_sharded
 from dnapretrain.convert.table import Entry, Family, NamedTensor, check_names, hf_to_native, native_to_hf
-from dnapretrain.data.tokenizers import Tokenizer, load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.data.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.data.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 REPORT_FILE = "dnapretrain.json"
@@ -199,9 +200,7 @@ def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) 
                 "sequence_length": model.max_position_embeddings,
                 "masking": {"mlm_probability": MLM_PROBABILITY if model.kind == "encoder" else 0.0},
             },
-            "tokenizer": {"kind": tokenizer.kind, "k": tokenizer.k, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos}
-            if tokenizer.kind == "kmer"
-            else {"kind": tokenizer.kind, "base_order": tokenizer.base_order, "add_bos": tokenizer.add_bos},
+            "tokenizer": tokenizer.to_config(),
             "model": model.model_dump(),
             "optim": {"lr": 1e-4},
             "train": {"run_dir": str(checkpoint_dir), "train_steps": 1, "micro_batch_size": 1, "global_batch_size": 1},

@@ -27,7 +27,7 @@ class RunData:
 def open_data(config: RunConfig) -> RunData:
     """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
-    data = RunData(tokenizer, train_stream(config.data, tokenizer), held_out_streams(config.data, tokenizer))
+    data = RunData(tokenizer, train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer))
     for stream in (data.train, *data.held_out.values()):
         probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
         if not stream.batch(probes).loss_mask.any():

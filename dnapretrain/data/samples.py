@@ -4,12 +4,15 @@ Causal objective: a sample is a stream T of sequence_length + 1 tokens, <bos> if
 of its bases; tokens = T[:-1], labels = T[1:]. Windows touch so that every base is a target once.
 
 Masked objective (data.masking.mlm_probability > 0; BERT, arXiv:1810.04805): a sample is a stream T of sequence_length
-tokens, <bos> first if the tokenizer adds it; labels = T, tokens = T with the chosen places changed. Windows touch so that
+tokens, <bos> first and <eos> last if the tokenizer adds them; labels = T, tokens = T with the chosen places changed. Windows touch so that
 every base is in one sample of an epoch, and packed samples follow each other in the token stream without a gap. Only
 tokens that weigh something are chosen (no ambiguous bases, no specials), each by itself with mlm_probability; of the
 chosen, mask_replace_prob read <mask>, random_replace_prob a base or k-mer drawn evenly (the same one by chance, too), and
 the rest stays; loss_mask is 0 at every other place. Choices are a hash of (seed, source, n-th draw from it, place): other
 ones in each epoch. Held-out sets have the same ones at every evaluation, whatever data.seed is.
+
+Windows are cut in bases. Where tokens stand for different numbers of bases (Tokenizer.is_variable), a window has as many bases as
+its tokens would have as whole words, a last window may end anywhere, and bases that the tokens do not reach are cut and counted.
 
 Everything is a pure function of (settings, sample id): no state, no files, the same on any number of ranks and for any
 length of the run.
@@ -20,15 +23,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dnapretrain._core import BLEND_BLOCK, BatchFiller, Masking, SampleIndex
+from dnapretrain._core import BatchFiller, Masking, SampleIndex, reverse_complement
 from dnapretrain.config import DataConfig
+from dnapretrain.data.blending import Stage, blend_stages, one_epoch
 from dnapretrain.data.shards import Shard, open_shard
 from dnapretrain.data.split import SIDES, Segments, split_documents, whole_documents
 from dnapretrain.data.tokenizers import Tokenizer
@@ -64,9 +67,12 @@ class SampleLocus:
     """'-': the sample reads the reverse complement of contig[start:end]."""
     phase: int
     epoch: int
+    haplotype: str = ""
+    """`sample.1` or `sample.2`; its bases may be fewer or more than end - start."""
 
     def __str__(self) -> str:
-        return f"{self.assembly}:{self.contig}:{self.start + 1}-{self.end}({self.strand})"
+        haplotype = f" {self.haplotype}" if self.haplotype else ""
+        return f"{self.assembly}:{self.contig}:{self.start + 1}-{self.end}({self.strand}){haplotype}"
 
 
 @dataclass(frozen=True)
@@ -126,19 +132,23 @@ class SampleStream:
             for number, source in enumerate(self._sources)
         ]
         self._check_samples()
-        self._shares = blend_shares([source.weight for source in self._sources]) if self._training else []
+        self._stages: list[Stage] = []
+        if self._training:
+            weights = [source.weight for source in self._sources]
+            self._stages = blend_stages(data, weights, [source.segments.bases for source in self._sources])
         starts = [source.shard.offsets[source.segments.document] + source.segments.start for source in self._sources]
         self._filler = BatchFiller(
             tokenizer.core_encoder(data.lowercase_weight),
             [(index, start, source.shard.bases) for index, start, source in zip(self._indexes, starts, self._sources, strict=True)],
-            self._shares,
+            self._stages[0].shares if self._stages else [],
             self._seed,
             self._core_masking() if self._masked else None,
+            [(stage.start, stage.shares) for stage in self._stages[1:]],
         )
         self.num_samples = self._count_samples()
         """One epoch. Of a blend: the fewest samples whose proportional shares read every source at least once."""
-        self.digest = self._compute_digest()
-        """XXH3-128 over the bases, the split, weights, cutting rules, masking, tokenizer and seed; checkpoints refuse other data by it."""
+        self.digest = self.digest_at(MAX_SAMPLES)
+        """XXH3-128 over the bases, the split, weights in all stages, cutting rules, masking, tokenizer and seed."""
 
     def batch(self, sample_ids: NDArray[np.int64]) -> Batch:
         """The samples of these ids, in this order. Raises DataError for an id that the set does not have."""
@@ -151,12 +161,62 @@ class SampleStream:
     def locate(self, sample_id: int) -> list[SampleLocus]:
         """What a sample reads, in reading order: one locus for windows, one or more when packed. Raises DataError for an id outside."""
         self._check_id(sample_id)
-        number, draw = self._filler.draw(sample_id)
+        number, epoch, runs = self._filler.locate(sample_id)
         source = self._sources[number]
-        epoch, runs = self._indexes[number].resolve(draw)
         return [
             _locus(source, segment, start, length, phase, reverse, epoch) for segment, start, length, phase, reverse, _ in runs if length
         ]
+
+    def read(self, sample_id: int) -> list[tuple[SampleLocus, NDArray[np.uint8]]]:
+        """Each locus of a sample with its bases (ASCII, case kept) as the sample reads them, on its strand."""
+        number, _, runs = self._filler.locate(sample_id)
+        source = self._sources[number]
+        pieces = []
+        for segment, start, length, _, reverse, _ in runs:
+            if length:
+                at = int(source.shard.offsets[source.segments.document[segment]] + source.segments.start[segment]) + start
+                bases = source.shard.bases[at : at + length]
+                pieces.append(reverse_complement(np.ascontiguousarray(bases)) if reverse else bases)
+        return list(zip(self.locate(sample_id), pieces, strict=True))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources, in the order of data.train."""
+        return tuple(self._sources)
+
+    def draws_per_epoch(self, source: int) -> int:
+        """Samples of one epoch of a source."""
+        return self._indexes[source].num_samples
+
+    def draws_read(self, source: int, num_samples: int) -> tuple[int, NDArray[np.int64]]:
+        """What the first `num_samples` of a training set read of a source: all draws below a number, but these (in order)."""
+        return self._filler.progress(source, num_samples)
+
+    def sample_ids(self, source: int, draws: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sample that is the n-th draw from a source, for each n; -1 where no sample ever is."""
+        return self._filler.samples(source, draws)
+
+    def readers(
+        self, source: int, segments: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64], epochs: range
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Who reads the bases [starts, ends) of segments in these epochs of a source, in no order.
+
+        Arrays with one entry per run: number of the query, draw, first base in the segment, bases, and whether it reads the
+        other strand of the shard. No sample is looked at that does not read near these bases.
+        """
+        return self._filler.readers(source, segments, starts, ends, epochs.start, epochs.stop)
+
+    @property
+    def reads_alike(self) -> bool:
+        """True where every epoch reads the same bases equally often: they depend on neither strand, phase nor neighbours."""
+        rules = self._rules
+        fixed = not rules["random_phase"] and not self.tokenizer.is_variable and not rules["packed"]
+        return fixed and (rules["k"] == 1 or not rules["reverse_complement"])
+
+    def cut(self) -> tuple[int, int]:
+        """Bases that the batches so far left out because tokens ran out, and in how many samples: windows are cut in bases, and where
+        tokens stand for different numbers of bases (N is a token) the bases of a window can take more tokens than it has."""
+        return self._filler.cut()
 
     def report(self) -> dict[str, Any]:
         """Counts: samples of one epoch, and where the bases of each source went.
@@ -175,6 +235,7 @@ class SampleStream:
             **{key: sum(report[key] for report in per_source) for key in keys},
             "bases_left_out": {reason: sum(counts[reason] for counts in left_out) for reason in left_out[0]},
             "sources": per_source,
+            **({"stages": [vars(stage) for stage in self._stages]} if len(self._stages) > 1 else {}),
         }
 
     def segments(self) -> Iterator[NDArray[np.uint8]]:
@@ -186,18 +247,22 @@ class SampleStream:
 
     def _cut_rules(self) -> dict[str, Any]:
         data = self._data
-        label_tokens = data.sequence_length - (self._masked and self.tokenizer.add_bos)
+        tokenizer = self.tokenizer
+        label_tokens = data.sequence_length - (tokenizer.add_bos + tokenizer.add_eos if self._masked else 0)
         return {
             "packed": data.sampling == "packed",
             "shuffle": self._training,
-            "add_bos": self.tokenizer.add_bos,
+            "add_bos": tokenizer.add_bos,
             "random_phase": data.random_phase and self._training,
             "sequence_length": data.sequence_length,
-            "k": self.tokenizer.bases_per_token,
-            "stride": (data.stride if self._training else None) or label_tokens * self.tokenizer.bases_per_token,
+            "k": tokenizer.bases_per_token,
+            "stride": (data.stride if self._training else None) or label_tokens * tokenizer.bases_per_token,
             "min_length": data.min_length,
             "reverse_complement": data.reverse_complement if self._training else 0.0,
-            **({"masked": True} if self._masked else {}),  # absent where causal: the digests of those streams are older than masking
+            # Absent where false: the digests of such streams are older than these rules.
+            **({"masked": True} if self._masked else {}),
+            **({"add_eos": True} if tokenizer.add_eos else {}),
+            **({"variable": True} if tokenizer.is_variable else {}),
         }
 
     def _core_masking(self) -> Masking:
@@ -215,7 +280,8 @@ class SampleStream:
         if not empty or (not self._training and len(empty) < len(self._sources)):
             return
         rules, k = self._rules, self.tokenizer.bases_per_token
-        targets = k if rules["packed"] or rules["add_bos"] or self._masked else 2 * k
+        context = 0 if rules["packed"] or rules["add_bos"] or self._masked else k
+        targets = (1 if self.tokenizer.is_variable else k) + context
         needed = max(rules["min_length"], targets + (k - 1 if rules["random_phase"] else 0))
         longest = int(empty[0].segments.length.max(initial=0))
         raise ConfigError(
@@ -233,11 +299,13 @@ class SampleStream:
         counts = [index.num_samples for index in self._indexes]
         if not self._training:
             return sum(counts)
-        if len(counts) == 1:
-            return counts[0]
-        return max(-(-count * BLEND_BLOCK // share) for count, share in zip(counts, self._shares, strict=True))
+        return one_epoch(self._stages, counts) if len(counts) > 1 else counts[0]
 
-    def _compute_digest(self) -> str:
+    def digest_at(self, num_samples: int) -> str:
+        """The digest of what the first `num_samples` depend on: stages that begin later are left out, so they may be changed.
+
+        Checkpoints refuse other data by it.
+        """
         sources = [
             [
                 source.shard.digest,
@@ -245,10 +313,12 @@ class SampleStream:
             ]
             for source in self._sources
         ]
+        begun = [[stage.start, stage.shares] for stage in self._stages[1:] if stage.start < num_samples]
         content = {
             "format": FORMAT,
             "sources": sources,
-            "shares": self._shares,
+            "shares": self._stages[0].shares if self._stages else [],
+            **({"stages": begun} if begun else {}),
             "rules": self._rules,
             "lowercase_weight": self._data.lowercase_weight,
             "tokenizer": self.tokenizer.digest,
@@ -264,7 +334,7 @@ class SampleStream:
         bases = int(source.shard.lengths.sum())
         return {
             "prefix": str(source.shard.prefix),
-            "share": self._shares[number] / BLEND_BLOCK if self._shares else None,
+            "share": self._stages[0].shares[number] / self._stages[0].block if self._stages else None,
             "samples": index.num_samples,
             "segments": len(source.segments.length),
             "bases": bases,
@@ -272,22 +342,6 @@ class SampleStream:
             "bases_other_sides": bases - source.segments.bases,
             "bases_left_out": coverage,
         }
-
-
-def blend_shares(weights: Sequence[float]) -> list[int]:
-    """Samples of each source in a block of BLEND_BLOCK: largest remainders, exactly adding up. Raises ConfigError for a share of 0."""
-    total = sum(Fraction(weight) for weight in weights)
-    exact = [Fraction(weight) * BLEND_BLOCK / total for weight in weights]
-    shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in by_remainder[: BLEND_BLOCK - sum(shares)]:
-        shares[number] += 1
-    for weight, share in zip(weights, shares, strict=True):
-        if not share:
-            raise ConfigError(
-                f"a source of data.train has weight {weight} of {float(total)}: less than one sample in {BLEND_BLOCK}. Raise it"
-            )
-    return shares
 
 
 def _array_digest(array: NDArray[np.int64]) -> str:
@@ -299,14 +353,19 @@ def _locus(source: Source, segment: int, start: int, length: int, phase: int, re
     coordinates = source.shard.coordinates
     start += int(source.segments.start[segment])
     minus = coordinates.strand[document] == "-"
-    first = int(coordinates.end[document]) - start - length if minus else int(coordinates.start[document]) + start
+    if coordinates.edits is not None:
+        ((first, end),) = coordinates.pieces(document, start, start + length)
+    else:
+        first = int(coordinates.end[document]) - start - length if minus else int(coordinates.start[document]) + start
+        end = first + length
     return SampleLocus(
         prefix=str(source.shard.prefix),
         assembly=coordinates.assembly[document],
         contig=coordinates.contig[document],
         start=first,
-        end=first + length,
+        end=end,
         strand="-" if minus != reverse else "+",
         phase=phase,
         epoch=epoch,
+        haplotype=coordinates.haplotype[document] if coordinates.haplotype else "",
     )

@@ -16,8 +16,10 @@ from typing import Any
 
 import xxhash
 
-from dnapretrain.data.shards import DATA_KINDS, shard_file
+from dnapretrain.data.shards import DATA_KINDS, EDITS, LABELS, shard_file
 from dnapretrain.errors import DataError
+
+OPTIONAL_KINDS = (EDITS, LABELS)
 
 
 class FileWriter:
@@ -43,6 +45,24 @@ class FileWriter:
         self._digest.update(data)
         self.size += len(data)
 
+    def flush(self) -> None:
+        """What was written can be read from the file afterwards."""
+        self._file.flush()
+
+    def mark(self) -> tuple[int, Any]:
+        """The present end of the file, to go back to."""
+        return self.size, self._digest.copy()
+
+    def rewind(self, mark: tuple[int, Any]) -> None:
+        """Go on writing from `mark`; `cut` removes what is left of the old bytes."""
+        self.flush()
+        self.size, self._digest = mark[0], mark[1].copy()
+        self._file.seek(self.size)
+
+    def cut(self) -> None:
+        """Remove what follows the last byte written."""
+        self._file.truncate()
+
     def entry(self) -> dict[str, Any]:
         """Size in bytes and XXH3-128 of what was written, as the manifest holds them."""
         return {"size": self.size, "xxh3_128": self._digest.hexdigest()}
@@ -66,7 +86,7 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
             pass  # some cluster file systems have no locks
         try:
             # A staged manifest means that a run was killed while it renamed: the files without manifest are ours.
-            existing = [kind for kind in (*DATA_KINDS, "json") if shard_file(output, kind).exists()]
+            existing = [kind for kind in (*DATA_KINDS, *OPTIONAL_KINDS, "json") if shard_file(output, kind).exists()]
             ours = "json" not in existing and (staging / "json").exists()
             if existing and not overwrite and not ours:
                 raise DataError(
@@ -84,16 +104,21 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def commit(staging: Path, output: Path) -> None:
-    """Rename the staged files to `output`.bin, .idx, .bed and last .json; replaces an older shard."""
+    """Rename the staged files to `output`.bin, .idx, .bed, any of OPTIONAL_KINDS, and last .json; replaces an older shard."""
     shard_file(output, "json").unlink(missing_ok=True)
     sync_folder(output.parent)
     try:
         for kind in DATA_KINDS:
             (staging / kind).replace(shard_file(output, kind))
+        for kind in OPTIONAL_KINDS:
+            if (staging / kind).exists():
+                (staging / kind).replace(shard_file(output, kind))
+            else:  # of an older shard
+                shard_file(output, kind).unlink(missing_ok=True)
         sync_folder(output.parent)
         (staging / "json").replace(shard_file(output, "json"))
     except BaseException:
-        for kind in DATA_KINDS:
+        for kind in (*DATA_KINDS, *OPTIONAL_KINDS):
             shard_file(output, kind).unlink(missing_ok=True)
         raise
     sync_folder(output.parent)

@@ -94,11 +94,14 @@ def _segments(
 def _from_contig(
     shard: Shard, document: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], side: NDArray[np.int64]
 ) -> dict[str, Segments]:
-    """The same for pieces in contig coordinates; documents of the minus strand are read from their end."""
+    """The same for pieces in contig coordinates; documents of the minus strand are read from their end, haplotypes by their edits."""
     coordinates = shard.coordinates
-    minus = (np.array(coordinates.strand, dtype="U1") == "-")[document]
     from_start, from_end = start - coordinates.start[document], coordinates.end[document] - end
-    start, end = np.where(minus, from_end, from_start), np.where(minus, from_end, from_start) + (end - start)
+    if coordinates.edits is not None:
+        start, end = (coordinates.edits.cuts(document, at) for at in (from_start, from_start + (end - start)))
+    else:
+        minus = (np.array(coordinates.strand, dtype="U1") == "-")[document]
+        start, end = np.where(minus, from_end, from_start), np.where(minus, from_end, from_start) + (end - start)
     order = np.lexsort((start, document))
     return _segments(shard, document[order], start[order], end[order], side[order])
 

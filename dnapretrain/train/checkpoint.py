@@ -13,7 +13,7 @@ import queue
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig, dump_config
-from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state
+from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state, read_tokenizer
 from dnapretrain.data.shard_writer import sync_folder
+from dnapretrain.data.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
@@ -117,14 +118,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, data_digest: str
+    checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, data_digest_at: Callable[[int], str]
 ) -> RunPosition:
     """Read weights and optimizer state into place and return the position.
 
+    `data_digest_at` gives the digest of what the first so many samples depend on.
     Raises CheckpointError when the checkpoint is damaged, or is of another model, tokenizer, precision or data.
     """
     state = read_state(checkpoint)
     _check_fits(checkpoint, read_config(checkpoint), config)
+    data_digest = data_digest_at(state["consumed_samples"])
     if state.get("data_digest") != data_digest:
         raise CheckpointError(
             f"checkpoint {checkpoint} was trained on other data or in other order (digest {state.get('data_digest')}, now {data_digest}). "
@@ -144,6 +147,8 @@ def load_checkpoint(
 def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:
     """Read only the weights into the chunks (evaluation, a new run from old weights)."""
     _check_same(checkpoint, read_config(checkpoint), config)
+    if read_tokenizer(checkpoint).digest != build_tokenizer(config.tokenizer).digest:
+        raise CheckpointError(f"checkpoint {checkpoint} has another vocabulary than the run. Set tokenizer.* as in its run.yaml.")
     _verify_files(checkpoint, read_state(checkpoint), platform)
     _load_chunks(chunks, _load(_sharded_model(chunks), checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED))
 
@@ -213,7 +218,7 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
         "model.num_query_groups": model.query_groups,
         "model.max_position_embeddings": config.max_positions if model.position_embedding_type == "learned_absolute" else None,
         "model.kv_channels": model.head_dim,
-        **{f"tokenizer.{name}": getattr(tokenizer, name) for name in ("kind", "base_order", "add_bos")},
+        **{f"tokenizer.{name}": getattr(tokenizer, name) for name in ("kind", "base_order", "add_bos", "add_eos")},
         "tokenizer.k": tokenizer.k if tokenizer.kind == "kmer" else None,
     }
 

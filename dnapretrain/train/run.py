@@ -61,12 +61,13 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
     position = RunPosition()
     if resume_from:
-        position = load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest)
+        position = load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest_at)
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked)
 
     def save(position: RunPosition) -> None:
-        path = save_checkpoint(config, platform, wrapped, optimizer, position, data.tokenizer.to_dict(), data.train.digest)
+        digest = data.train.digest_at(position.consumed_samples)
+        path = save_checkpoint(config, platform, wrapped, optimizer, position, data.tokenizer.to_dict(), digest)
         log.write("checkpoint", step=position.step, path=str(path))
         log.say(f"saved {path}")
 

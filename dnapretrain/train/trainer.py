@@ -131,6 +131,10 @@ class Trainer:
                 self.save(self.position)
             if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
                 self.evaluate()
+        bases, samples = self.stream.cut()
+        if bases:  # only where tokens stand for different numbers of bases
+            self.log.write("cut", step=self.position.step, bases=bases, samples=samples)
+            self.log.say(f"{bases:,} bases of {samples:,} samples on this rank did not fit their tokens (lower tokenizer.k or data.stride)")
 
     def evaluate(self) -> dict[str, HeldOutLoss]:
         """Loss on every held-out set, logged: on train.eval_samples of each on the way, on all at the end."""

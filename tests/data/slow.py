@@ -70,6 +70,7 @@ class Slow:
     source: int = 0
     masking: tuple[float, float, float] | None = None
     """Share chosen; shares of the chosen that read <mask>, and a standard token. None: the causal objective."""
+    add_eos: bool = False
 
     def vocabulary(self) -> list[str]:
         words = ["".join(word) for word in itertools.product(self.base_order, repeat=self.k)]
@@ -94,7 +95,7 @@ class Slow:
         return keyed_hash(self.seed, PHASE, self.source, draw) % self.k if self.random_phase else 0
 
     def label_tokens(self) -> int:
-        return self.sequence_length - 1 if self.masking and self.add_bos else self.sequence_length
+        return self.sequence_length - (self.add_bos + self.add_eos if self.masking else 0)
 
     def context_tokens(self) -> int:
         return 0 if self.masking or self.add_bos else 1
@@ -128,7 +129,7 @@ class Slow:
             j = permute(count, keyed_hash(self.seed, ORDER, self.source, epoch), j)
         stream = ([(1, 0.0)] if self.add_bos else []) + pieces(j, draw, epoch)
         size = self.sequence_length if self.masking else self.sequence_length + 1
-        stream = stream[:size]
+        stream = stream[: size - self.add_eos] + ([(2, 0.0)] if self.add_eos else [])
         stream += [(0, 0.0)] * (size - len(stream))
         tokens = [token for token, _ in stream]
         weights = [struct.unpack("f", struct.pack("f", weight))[0] for _, weight in stream]

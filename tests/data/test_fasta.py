@@ -1,9 +1,8 @@
-"""The native FASTA scanner against a slow Python one, and the awkward files."""
+"""The native FASTA scanner against a slow Python one, and gzip files."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnapretrain import _core
-from dnapretrain.data.fasta import MAX_DOCUMENT, CutPolicy, FastaFile, is_fasta_name, strip_suffixes
+from dnapretrain.data.fasta import MAX_DOCUMENT, CutPolicy, FastaFile
 from dnapretrain.errors import DataError
 
 COUNTS = _core.RECORD_COUNTS
@@ -272,63 +271,7 @@ def test_junk_after_gzip(tmp_path):
         read(tmp_path / "bad.fa.gz")
 
 
-def test_other_packings_are_named(tmp_path):
-    (tmp_path / "a.fa.zst").write_bytes(b"\x28\xb5\x2f\xfd rest")
-    with pytest.raises(DataError, match=r"a\.fa\.zst: line 1: this is Zstandard data. Unpack it first with zstd -d"):
-        read(tmp_path / "a.fa.zst")
-
-
 def test_errors_name_the_file(tmp_path):
     (tmp_path / "p.fa").write_bytes(b">p\nACGT\nMKLV\n")
     with pytest.raises(DataError, match=r"p\.fa: line 3, record 'p': 'L' is an amino acid"):
         read(tmp_path / "p.fa")
-
-
-def test_names():
-    assert [strip_suffixes(name) for name in ("hg38.fa.gz", "x.y.FASTA", "a.fna", "b.txt", "c.gz", ".fa")] == [
-        "hg38",
-        "x.y",
-        "a",
-        "b.txt",
-        "c",
-        ".fa",
-    ]
-    assert [is_fasta_name(name) for name in ("a.fa", "a.ffn.gz", "a.FA.GZ", "a.gz", "a.txt", "a.fai")] == [True] * 3 + [False] * 3
-
-
-AWKWARD = [
-    ("biopython_lavender.nu", 550, None),
-    ("biopython_wisteria.nu", 2551, None),
-    ("biopython_centaurea.nu", 1002, None),
-    ("lambda.bgzf.fa.gz", 48502, None),
-    ("lambda_phix_multimember.fa.gz", 53888, None),
-    ("volvox.fa", 56080, None),
-    ("vibrio_h1_1407_tiny_contigs.fa.gz", 4041199, None),
-    ("biopython_dups.fasta", None, "this name was used at line 1 already"),
-    ("biopython_aster_no_wrap.pro", None, "looks like protein"),
-    ("biopython_loveliesbleeding.pro", None, "looks like protein"),
-    ("ecoli_K12_MG1655_protein.faa.gz", None, "looks like protein"),
-    ("biopython_example.fastq", None, "looks like FASTQ"),
-    ("biopython_example.fastq.bgz", None, "looks like FASTQ"),
-    ("nanopore_reads.fq.gz", None, "looks like FASTQ"),
-    ("biopython_sequence.littleendian.2bit", None, "this is 2bit data"),
-    ("biopython_sequence.bigendian.2bit", None, "this is 2bit data"),
-    ("mirbase_hairpin_RNA.fa.zst", None, "this is Zstandard data"),
-    ("mirbase_hairpin_RNA.fa.xz", None, "this is xz data"),
-    ("volvox.gff3", None, "before the first '>'"),
-    ("derived_phix_messy.fa", None, "'-' is a gap"),
-]
-
-
-@pytest.mark.parametrize(("name", "total", "message"), AWKWARD)
-def test_awkward_files(name, total, message):
-    if "DNAPRETRAIN_TEST_DATA" not in os.environ:
-        pytest.skip("DNAPRETRAIN_TEST_DATA is not set")
-    path = Path(os.environ["DNAPRETRAIN_TEST_DATA"]) / "awkward" / name
-    if message is None:
-        blocks = list(FastaFile(path, CutPolicy()).blocks())
-        assert sum(int(block.counts[:, COUNTS.index("total")].sum()) for block in blocks) == total
-        return
-    with pytest.raises(DataError, match=re.escape(message)) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"{path}: line ")

@@ -10,7 +10,8 @@ from slow import Slow
 from test_samples import assert_rows, make_data, make_shard, make_stream, random_documents, tokenizer_of
 
 from dnapretrain import _core
-from dnapretrain.data.samples import SampleStream, Source, blend_shares
+from dnapretrain.data.blending import blend_shares
+from dnapretrain.data.samples import SampleStream, Source
 from dnapretrain.data.split import whole_documents
 from dnapretrain.errors import ConfigError
 
@@ -39,14 +40,14 @@ def cases(draw):
     sampling = draw(st.sampled_from(["windows", "packed"]))
     return {
         "texts": draw(st.lists(st.text("ACGTACGTacgtNnRy", min_size=1, max_size=90), min_size=1, max_size=8)),
-        "tokenizer": tokenizer_of(kind, k, draw(st.sampled_from(["ACGT", "ATCG"])), draw(st.booleans())),
+        "tokenizer": tokenizer_of(kind, k, draw(st.sampled_from(["ACGT", "ATCG", "AGCT"])), draw(st.booleans()), draw(st.booleans())),
         "name": draw(st.sampled_from(["train", "valid"])),
         "masking": masking(
             draw(st.sampled_from([1e-3, 0.15, 0.5, ALMOST_ONE])), masked, draw(st.sampled_from([0.0, (1 - masked) / 2, 1 - masked]))
         ),
         "sampling": sampling,
         "stride": draw(st.sampled_from([None, 1, 13, 40])) if sampling == "windows" else None,
-        "sequence_length": draw(st.integers(2, 20)),
+        "sequence_length": draw(st.integers(3, 20)),
         "min_length": draw(st.sampled_from([1, 1, 20])),
         "reverse_complement": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "random_phase": draw(st.booleans()) and kind == "kmer",
@@ -62,6 +63,7 @@ def plain_version(case):
         rules |= {name: case[name] for name in ("stride", "reverse_complement", "random_phase")} | {"seed": case["seed"] % 2**64}
     tokenizer, packed = case["tokenizer"], case["sampling"] == "packed"
     rules |= {"packed": packed, "shuffle": case["name"] == "train", "masking": tuple(case["masking"].values())}
+    rules |= {"add_eos": tokenizer.add_eos}
     return Slow(case["texts"], tokenizer.kind, tokenizer.k, tokenizer.base_order, tokenizer.add_bos, **rules)
 
 
@@ -196,7 +198,7 @@ def test_blends_do_not_disturb_the_masks():
     stream = SampleStream("train", sources, make_data(masking=masking(0.4)), tokenizer_of())
     batch = stream.batch(np.arange(80))
     plain = [Slow(documents[n], seed=11, source=n, masking=(0.4, 0.8, 0.1)) for n in range(2)]
-    assert blend_shares([1.0, 2.0]) == stream._shares
+    assert blend_shares([1.0, 2.0]) == stream._stages[0].shares
     drawn = [stream._filler.draw(sample) for sample in range(80)]
     assert {source for source, _ in drawn} == {0, 1}
     for row, (source, draw) in enumerate(drawn):

@@ -15,7 +15,9 @@ from slow import Slow
 from dnapretrain import _core
 from dnapretrain.config import DataConfig, SplitConfig, TokenizerConfig
 from dnapretrain.data import samples
-from dnapretrain.data.samples import SampleStream, Source, blend_shares, held_out_streams, train_stream
+from dnapretrain.data.blending import blend_shares
+from dnapretrain.data.samples import SampleStream, Source, held_out_streams, train_stream
+from dnapretrain.data.shards import Coordinates
 from dnapretrain.data.split import split_documents, whole_documents
 from dnapretrain.data.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError, DataError
@@ -32,13 +34,8 @@ def make_shard(texts, prefix="shard", strands=None):
     """A shard held in memory: document i is contig c<i> from base 1000 i on."""
     lengths = np.array([len(text) for text in texts], np.int64)
     start = np.arange(len(texts), dtype=np.int64) * 1000
-    coordinates = SimpleNamespace(
-        assembly=["asm"] * len(texts),
-        contig=[f"c{number}" for number in range(len(texts))],
-        start=start,
-        end=start + lengths,
-        strand=strands or ["+"] * len(texts),
-    )
+    contig = [f"c{number}" for number in range(len(texts))]
+    coordinates = Coordinates(contig, start, start + lengths, strands or ["+"] * len(texts), ["asm"] * len(texts))
     bases = np.frombuffer("".join(texts).encode(), np.uint8)
     offsets = np.cumsum(lengths) - lengths
     return SimpleNamespace(prefix=Path(prefix), lengths=lengths, offsets=offsets, bases=bases, digest=prefix, coordinates=coordinates)
@@ -53,8 +50,8 @@ def make_stream(texts, tokenizer, name="train", **settings):
     return SampleStream(name, [Source(shard, whole_documents(shard))], make_data(**settings), tokenizer)
 
 
-def tokenizer_of(kind="nucleotide", k=6, base_order="ACGT", add_bos=True):
-    return build_tokenizer(TokenizerConfig(kind=kind, k=k, base_order=base_order, add_bos=add_bos))
+def tokenizer_of(kind="nucleotide", k=6, base_order="ACGT", add_bos=True, add_eos=False):
+    return build_tokenizer(TokenizerConfig(kind=kind, k=k, base_order=base_order, add_bos=add_bos, add_eos=add_eos))
 
 
 def assert_rows(batch, row, expected):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dnapretrain.config import SplitConfig
+from dnapretrain.data.shards import Coordinates
 from dnapretrain.data.split import SIDES, split_documents
 from dnapretrain.errors import ConfigError
 
@@ -15,7 +16,7 @@ def make_shard(documents, prefix="shard"):
     """A shard of (assembly, contig, start, end, strand) documents, without bases."""
     assembly, contig, start, end, strand = (list(column) for column in zip(*documents, strict=True))
     start, end = np.array(start, np.int64), np.array(end, np.int64)
-    coordinates = SimpleNamespace(assembly=assembly, contig=contig, start=start, end=end, strand=strand)
+    coordinates = Coordinates(contig, start, end, strand, assembly)
     lengths = end - start
     offsets = np.cumsum(lengths) - lengths
     return SimpleNamespace(prefix=Path(prefix), lengths=lengths, offsets=offsets, coordinates=coordinates, digest=prefix)

@@ -9,11 +9,13 @@ import pytest
 from slow import Slow
 
 from dnapretrain.config import TokenizerConfig
-from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer, load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.data.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import CheckpointError, DataError
 
 CONFIGS = [TokenizerConfig(kind="nucleotide", base_order=order, add_bos=bos) for order in ("ACGT", "ATCG") for bos in (True, False)]
-CONFIGS += [TokenizerConfig(kind="kmer", k=k, base_order="ATCG" if k % 2 else "ACGT", add_bos=k > 3) for k in range(1, 7)]
+CONFIGS += [TokenizerConfig(kind="kmer", k=k, base_order=("ACGT", "ATCG", "AGCT")[k % 3], add_bos=k > 3) for k in range(1, 9)]
+CONFIGS += [TokenizerConfig(base_order="AGCT", add_eos=True), TokenizerConfig(kind="kmer", k=3, add_bos=False, add_eos=True)]
 
 
 def random_sequence(length, seed, alphabet="ACGTACGTACGTACGTacgtNnRYryU"):
@@ -55,7 +57,7 @@ def test_encode_equals_plain_python(config):
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_decode_and_round_trips(config):
     tokenizer = build_tokenizer(config)
-    sequence = random_sequence(60, 1, "ACGT")
+    sequence = random_sequence(840, 1, "ACGT")
     assert tokenizer.decode(tokenizer.encode(sequence)) == sequence
     assert tokenizer.decode([1, 5, 2]) == f"<bos>{tokenizer.tokens[5]}<eos>"
     assert Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
@@ -84,20 +86,21 @@ def test_user_errors():
 def test_hugging_face_folder(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = build_tokenizer(config)
-    save_hf_tokenizer(tokenizer, tmp_path, max_length=512)
+    save_hf_tokenizer(tokenizer, tmp_path, max_length=1024)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.model_max_length == 512
+    assert theirs.model_max_length == 1024
     assert len(theirs) == tokenizer.vocab_size
     ids = (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id, theirs.mask_token_id)
     assert ids == (0, 1, 2, 3, 4)
     bos = [tokenizer.bos_id] if config.add_bos else []
+    eos = [tokenizer.eos_id] if config.add_eos else []
     for length in (0, 1, 5, 6, 7, 100, 333):
         sequence = random_sequence(length, length)
-        assert theirs(sequence)["input_ids"] == bos + tokenizer.encode(sequence).tolist()
+        assert theirs(sequence)["input_ids"] == bos + tokenizer.encode(sequence).tolist() + eos
         assert theirs(sequence, add_special_tokens=False)["input_ids"] == tokenizer.encode(sequence).tolist()
-    plain = random_sequence(60, 3, "ACGT")
+    plain = random_sequence(840, 3, "ACGT")
     assert theirs.decode(theirs(plain)["input_ids"], skip_special_tokens=True) == plain
-    assert theirs.decode(theirs(plain)["input_ids"]) == ("<bos>" if config.add_bos else "") + plain
+    assert theirs.decode(theirs(plain)["input_ids"]) == ("<bos>" if config.add_bos else "") + plain + ("<eos>" if config.add_eos else "")
     batch = theirs([plain, plain[:12]], padding=True)
     assert batch["input_ids"][1][-1] == tokenizer.pad_id
     assert load_hf_tokenizer(tmp_path) == tokenizer

@@ -60,7 +60,8 @@ def first_batch(config: Any) -> dict[str, Any]:
     data = open_data(config)
     with groups(config) as platform:
         chunks = build_chunks(config, data.tokenizer, platform)
-        batch = to_device(data.train.batch(np.arange(config.train.micro_batch_size, dtype=np.int64)), platform.device, data.tokenizer.pad_id)
+        first = data.train.batch(np.arange(config.train.micro_batch_size, dtype=np.int64))
+        batch = to_device(first, platform.device, data.tokenizer.pad_id)
         output, loss_function = forward_step(iter([batch]), chunks[0])
         loss_sum, num_targets, _ = loss_function(output)
         (loss_sum / num_targets).backward()

@@ -1,0 +1,81 @@
+// Python sees sketches through these bindings; long loops run with the GIL released.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "sketch.h"
+
+namespace py = pybind11;
+using namespace dnacore;
+
+namespace {
+
+using Bases = py::array_t<uint8_t, py::array::c_style>;
+using Hashes = py::array_t<uint64_t, py::array::c_style>;
+using Int64s = py::array_t<int64_t, py::array::c_style>;
+
+void check_pieces(const Bases &bases, const Int64s &starts, const Int64s &ends, const Int64s &limits) {
+    if (bases.ndim() != 1 || starts.ndim() != 1 || ends.ndim() != 1 || limits.ndim() != 1)
+        throw std::invalid_argument("bases, starts, ends and limits must have 1 dimension each");
+    if (starts.size() != ends.size() || starts.size() != limits.size())
+        throw std::invalid_argument("starts, ends and limits must be equally many");
+    for (py::ssize_t i = 0; i < starts.size(); ++i)
+        if (starts.at(i) < 0 || starts.at(i) > ends.at(i) || ends.at(i) > limits.at(i) || limits.at(i) > bases.size())
+            throw std::invalid_argument("piece " + std::to_string(i) + " is not 0 <= start <= end <= limit <= " + std::to_string(bases.size()));
+}
+
+py::tuple py_sketch(const Bases &bases, const Int64s &starts, const Int64s &ends, const Int64s &limits, int64_t k, int64_t scale) {
+    const Sketcher sketcher(k, scale);
+    check_pieces(bases, starts, ends, limits);
+    Int64s counts(starts.size());
+    const uint8_t *base = bases.data();
+    const int64_t *start = starts.data(), *end = ends.data(), *limit = limits.data();
+    int64_t *count = counts.mutable_data();
+    std::vector<uint64_t> hashes;
+    {
+        const py::gil_scoped_release release;
+        for (py::ssize_t i = 0; i < starts.size(); ++i) {
+            const size_t before = hashes.size();
+            sketcher.add(base, start[i], end[i], limit[i], hashes);
+            count[i] = static_cast<int64_t>(hashes.size() - before);
+        }
+    }
+    return py::make_tuple(Hashes(static_cast<py::ssize_t>(hashes.size()), hashes.data()), counts);
+}
+
+py::tuple offer(KeptSketches &kept, const Hashes &hashes, const Int64s &counts) {
+    int64_t total = 0;
+    for (py::ssize_t i = 0; i < counts.size(); ++i) {
+        if (counts.at(i) < 0) throw std::invalid_argument("counts must not be below 0");
+        total += counts.at(i);
+    }
+    if (hashes.ndim() != 1 || total != hashes.size()) throw std::invalid_argument("counts must add up to the number of hashes");
+    Int64s shared(counts.size()), holders(counts.size());
+    const uint64_t *hash = hashes.data();
+    const int64_t *count = counts.data();
+    int64_t *shared_data = shared.mutable_data(), *holder_data = holders.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        for (py::ssize_t i = 0; i < counts.size(); ++i) {
+            const Offer result = kept.offer(hash, count[i]);
+            shared_data[i] = result.shared;
+            holder_data[i] = result.holder;
+            hash += count[i];
+        }
+    }
+    return py::make_tuple(shared, holders);
+}
+
+}  // namespace
+
+void bind_sketch(py::module_ &module) {
+    module.attr("MIN_SKETCH_K") = kMinSketchK;
+    module.attr("MAX_SKETCH_K") = kMaxSketchK;
+    module.def("sketch", &py_sketch, py::arg("bases").noconvert(), py::arg("starts"), py::arg("ends"), py::arg("limits"), py::kw_only(),
+               py::arg("k"), py::arg("scale"));
+    py::class_<KeptSketches>(module, "KeptSketches")
+        .def(py::init<double, int64_t>(), py::arg("near"), py::arg("min_hashes"))
+        .def("offer", &offer, py::arg("hashes"), py::arg("counts"))
+        .def_property_readonly("num_hashes", &KeptSketches::num_hashes);
+}

@@ -1,0 +1,5 @@
+"""`dnapretrain leakage` from a clone that is not installed."""
+
+from _clone import run
+
+run("leakage")

@@ -1,0 +1,5 @@
+"""`dnapretrain locate` from a clone that is not installed."""
+
+from _clone import run
+
+run("locate")

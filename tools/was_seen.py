@@ -1,0 +1,5 @@
+"""`dnapretrain was-seen` from a clone that is not installed."""
+
+from _clone import run
+
+run("was-seen")
