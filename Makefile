@@ -43,6 +43,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/bench_preprocess.py
 	$(BIN)/python benchmarks/bench_samples.py
+	$(BIN)/python benchmarks/bench_bpe.py examples/quickstart/data/NC_017625.1.fa.gz
 	$(BIN)/python benchmarks/bench_train.py --device cpu
 
 # Needs no set-up: runs in the machine's own Python, which has torch for its GPU.
