@@ -55,7 +55,7 @@ def test_a_set_without_weighted_bases_is_refused_before_training(tiny_config):
     tree = tiny_config(**{"data.lowercase_weight": 0.0})
     open_data(config_from_dict(tree))  # half of each contig is upper case
     fasta = Path(tree["train"]["run_dir"]).with_suffix(".fa")
-    fasta.write_text(">soft\n" + "acgt" * 500 + "\n")
+    fasta.write_text(">soft\n" + "acgt" * 500 + "NNNNN\n")  # all in lower case would be no mask
     preprocess([fasta], fasta.with_suffix(""))
     tree["data"]["valid"] = {"soft": str(fasta.with_suffix(""))}
     with pytest.raises(ConfigError, match="set 'soft' has a base with a loss weight"):
