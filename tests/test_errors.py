@@ -149,7 +149,7 @@ def fasta(tmp_path: Path) -> Path:
         ("bare.fa --output new", ["bare.fa: line 3, record 'b': no bases in the whole file"]),
         ("twice.fa --output new", ["twice.fa: line 5, record 'a': this name was used at line 1 already", "Rename"]),
         ("cut.fa.gz --output new", ["cut.fa.gz: ", "the gzip file is truncated", "Fetch or pack it again"]),
-        ("other.fa.zst --output new", ["other.fa.zst: line 1: the Zstandard file is truncated here", "zstd -d"]),
+        ("other.fa.zst --output new", ["other.fa.zst: line 1: the Zstandard file is truncated here", "Fetch or pack it again"]),
         ("missing.fa --output new", ["missing.fa: no such file or folder", "Give FASTA, FASTQ, 2bit"]),
         ("none --output new", ["none: no FASTA files", "Give the files themselves"]),
         ("good.fa good.fa --output new", ["good.fa: assembly 'good' is the name of good.fa already", "Rename"]),
