@@ -23,9 +23,9 @@ import numpy as np
 from tokenizers import Tokenizer, models, trainers
 
 from dnapretrain._core import BpeTrainer
-from dnapretrain.data.bpe import BASES, SPECIALS, BpeVocabulary, load_bpe, vocabulary_of_merges
-from dnapretrain.data.preprocess import preprocess
-from dnapretrain.data.shards import open_shard
+from dnapretrain.data.shards.preprocess import preprocess
+from dnapretrain.data.shards.shard import open_shard
+from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary, load_bpe, vocabulary_of_merges
 
 ROUNDS = 3
 LINE = 1000

@@ -67,7 +67,7 @@ def write_fasta(path: Path, num_bases: int) -> int:
 
 
 def ours(fasta: Path, prefix: Path) -> None:
-    from dnapretrain.data.preprocess import preprocess
+    from dnapretrain.data.shards.preprocess import preprocess
 
     preprocess([fasta], prefix, overwrite=True)
 

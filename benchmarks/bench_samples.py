@@ -18,9 +18,9 @@ import numpy as np
 
 from dnapretrain._core import SampleIndex
 from dnapretrain.config import DataConfig, TokenizerConfig
-from dnapretrain.data.samples import SampleStream, Source
-from dnapretrain.data.split import whole_documents
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.split import whole_documents
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 
 BATCH = 32
 

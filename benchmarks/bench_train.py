@@ -266,7 +266,7 @@ def rates(seconds: list[float], size: Size, device: str) -> str:
     import torch
 
     from dnapretrain.config import ModelConfig, TokenizerConfig
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.counts import flops_per_token
     from dnapretrain.parallel.gpus import gpu_by_device_name
 
@@ -316,7 +316,7 @@ def write_shard(folder: Path) -> None:
     """Random bases, through `preprocess` as any genome."""
     import numpy as np
 
-    from dnapretrain.data.preprocess import preprocess
+    from dnapretrain.data.shards.preprocess import preprocess
 
     bases = np.frombuffer(b"ACGT", np.uint8)[np.random.default_rng(0).integers(0, 4, NUM_BASES)]
     (folder / "random.fa").write_bytes(b">random\n" + bases.tobytes() + b"\n")

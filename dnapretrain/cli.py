@@ -137,7 +137,7 @@ def _add_corpus(verbs: Any) -> None:
 
 
 def _corpus(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.corpus_command import run_corpus
+    from dnapretrain.data.corpora.command import run_corpus
 
     return run_corpus(
         arguments.corpus,
@@ -180,8 +180,8 @@ def _add_preprocess(verbs: Any) -> None:
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.inspect import format_inspection, inspect_shard
-    from dnapretrain.data.preprocess import preprocess
+    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.shards.preprocess import preprocess
 
     preprocess(
         arguments.inputs,
@@ -229,7 +229,7 @@ def _add_haplotypes(verbs: Any) -> None:
 
 
 def _haplotypes(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.haplotypes import format_haplotypes, make_haplotypes
+    from dnapretrain.data.variants.haplotypes import format_haplotypes, make_haplotypes
 
     manifest = make_haplotypes(
         arguments.shard,
@@ -279,8 +279,8 @@ def _add_extract(verbs: Any) -> None:
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.extract import extract, format_extraction
-    from dnapretrain.data.gene_regions import settings_from_text
+    from dnapretrain.data.genes.extract import extract, format_extraction
+    from dnapretrain.data.genes.gene_regions import settings_from_text
 
     settings = settings_from_text(
         arguments.features,
@@ -318,7 +318,7 @@ def _add_inspect(verbs: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
 
     inspection = inspect_shard(arguments.prefix, check=arguments.check)
     print(json.dumps(inspection, indent=1) if arguments.json else format_inspection(inspection))
@@ -340,7 +340,7 @@ def _add_locate(verbs: Any) -> None:
 
 
 def _locate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.provenance import Wanted, format_fasta, format_located, locate, open_run, open_set, samples_of_step
+    from dnapretrain.data.audit.provenance import Wanted, format_fasta, format_located, locate, open_run, open_set, samples_of_step
 
     config, _ = open_run(arguments.run)
     if arguments.step is None:
@@ -370,7 +370,7 @@ def _add_was_seen(verbs: Any) -> None:
 
 
 def _was_seen(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.provenance import format_seen, open_run, read_bed, was_seen
+    from dnapretrain.data.audit.provenance import format_seen, open_run, read_bed, was_seen
 
     loci = arguments.loci + (read_bed(arguments.bed) if arguments.bed else [])
     if not loci:
@@ -391,8 +391,8 @@ def _add_coverage(verbs: Any) -> None:
 
 
 def _coverage(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.coverage import write_coverage
-    from dnapretrain.data.provenance import open_run
+    from dnapretrain.data.audit.coverage import write_coverage
+    from dnapretrain.data.audit.provenance import open_run
 
     config, last_step = open_run(arguments.run)
     step = last_step if arguments.up_to_step is None else arguments.up_to_step
@@ -442,8 +442,8 @@ def _add_dedup(verbs: Any) -> None:
 
 
 def _dedup(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.dedup import Duplicates, format_duplicates
-    from dnapretrain.data.homology import SketchSettings
+    from dnapretrain.data.audit.dedup import Duplicates, format_duplicates
+    from dnapretrain.data.audit.homology import SketchSettings
 
     settings = SketchSettings(arguments.k, arguments.scale, arguments.piece)
     duplicates = Duplicates(arguments.prefixes, settings, arguments.near)
@@ -470,7 +470,8 @@ def _add_leakage(verbs: Any) -> None:
 
 
 def _leakage(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.homology import Leakage, SketchSettings, format_leakage, open_config
+    from dnapretrain.data.audit.homology import Leakage, SketchSettings, format_leakage
+    from dnapretrain.data.audit.provenance import open_config
 
     settings = SketchSettings(arguments.k, arguments.scale, arguments.piece)
     leakage = Leakage(open_config(arguments.config, arguments.overrides), settings, arguments.threshold)
@@ -504,7 +505,7 @@ def _add_train_bpe(verbs: Any) -> None:
 
 
 def _train_bpe(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.bpe import format_training, train_bpe
+    from dnapretrain.data.tokens.bpe import format_training, train_bpe
 
     def draw(merges: int, wanted: int) -> None:
         sys.stderr.write(f"\r{merges:,} of {wanted:,} merges" + ("\n" if merges == wanted else ""))
@@ -555,7 +556,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
     """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
     from dnapretrain.config_rules import check_world
-    from dnapretrain.data.run_data import open_data
+    from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.parallel.launch import default_ranks, is_launched
 
     if wanted_ranks is not None and wanted_ranks < 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dnapretrain.config import RunConfig, config_from_dict, padded_vocab_size
 from dnapretrain.config_rules import check_world
-from dnapretrain.data.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import FLOPS_FORMULA, flops_per_token, rank_parameters, stored_parameters, total_parameters
 from dnapretrain.model.memory import MEMORY_FORMULA, RankMemory, busiest_rank

@@ -24,7 +24,7 @@ def ranks() -> Iterator[RankPool]:
 @pytest.fixture(scope="session")
 def small_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefix of a shard with three contigs of Markov-like bases, N runs and lower case: 30,000 bases."""
-    from dnapretrain.data.preprocess import preprocess
+    from dnapretrain.data.shards.preprocess import preprocess
 
     folder = tmp_path_factory.mktemp("shard")
     rng = np.random.default_rng(7)

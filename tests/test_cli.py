@@ -54,7 +54,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     """What `pretrain` starts on this machine, in place of starting it; checks of data are left out."""
     calls: list[tuple[list[str], int]] = []
     monkeypatch.setattr(launch, "launch_local", lambda arguments, ranks: calls.append((arguments, ranks)) or 0)
-    monkeypatch.setattr("dnapretrain.data.run_data.open_data", lambda *_: None)
+    monkeypatch.setattr("dnapretrain.data.sampling.run_data.open_data", lambda *_: None)
     return calls
 
 
@@ -83,10 +83,10 @@ def test_without_ranks_one_model_copy_is_started_on_cpu(launched: list[Any]) -> 
 def test_what_is_given_is_what_preprocess_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        "dnapretrain.data.preprocess.preprocess", lambda inputs, output, **rest: seen.update(rest, inputs=inputs, output=output)
+        "dnapretrain.data.shards.preprocess.preprocess", lambda inputs, output, **rest: seen.update(rest, inputs=inputs, output=output)
     )
-    monkeypatch.setattr("dnapretrain.data.inspect.inspect_shard", lambda prefix: {})
-    monkeypatch.setattr("dnapretrain.data.inspect.format_inspection", lambda inspection: "inspected")
+    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", lambda prefix: {})
+    monkeypatch.setattr("dnapretrain.data.shards.inspect.format_inspection", lambda inspection: "inspected")
     numbers = ["--workers", "3", "--min-n-run", "4", "--min-length", "5"]
     chosen = ["--max-n-fraction", "0.1", "--include-bed", "i.bed", "--exclude-bed", "e.bed", "--on-error", "skip"]
     assert main(["preprocess", "a.fa", "b.fa", "--output", "o", *numbers, *chosen, "--assembly", "x", "--sha256", "--overwrite"]) == 0
@@ -198,7 +198,7 @@ def test_how_failures_are_told(
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("dnapretrain.data.inspect.inspect_shard", fail)
+    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", fail)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main replaces it when the pipe is broken
     assert main(["inspect", "x"]) == code
     assert capsys.readouterr().err.startswith(says)
@@ -209,7 +209,7 @@ def test_faults_of_ours_keep_their_traceback(raised: Exception, monkeypatch: pyt
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("dnapretrain.data.inspect.inspect_shard", fail)
+    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", fail)
     with pytest.raises(type(raised)):
         main(["inspect", "x"])
 

@@ -24,6 +24,8 @@ ROOMS = (
     ("tools",),
 )
 """Imports go from a room to itself or to the left."""
+DATA_ROOMS = (("formats",), ("shards",), ("genes", "variants", "corpora", "tokens"), ("sampling",), ("audit",))
+"""The rooms of data/, in the same way; those of one entry do not know each other."""
 LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 MEGATRON_FILES = {
     "dnapretrain/evaluate/heldout.py",
@@ -69,6 +71,20 @@ def room(dotted: str) -> int:
     return known[0]
 
 
+def data_room(dotted: str) -> tuple[str, int] | None:
+    """Name and number of a room of data/; None outside of them."""
+    parts = dotted.split(".")
+    if parts[:2] != ["dnapretrain", "data"] or len(parts) < 3:
+        return None
+    return next((parts[2], number) for number, names in enumerate(DATA_ROOMS) if parts[2] in names)
+
+
+def may_see(path: str, name: str) -> bool:
+    """Whether a file of data/ may import `name`, as far as the rooms of data/ go."""
+    own, other = (data_room(dotted) for dotted in (path.removesuffix(".py").replace("/", "."), name))
+    return own is None or other is None or own == other or other[1] < own[1]
+
+
 def broken_rules(path: str, source: str) -> list[str]:
     """What `source` does that a file at `path` must not do."""
     parts = Path(path).with_suffix("").parts
@@ -80,6 +96,8 @@ def broken_rules(path: str, source: str) -> list[str]:
             problems.append(f"{path}: relative import {name}")
         if top in ("dnapretrain", "tools") and room(name) > own:
             problems.append(f"{path} imports {name}, which is to its right")
+        if not may_see(path, name):
+            problems.append(f"{path} imports {name}, which is to its right within data/")
         if parts[:2] == ("dnapretrain", "data") and top in ("torch", "megatron", "transformer_engine", "transformers"):
             problems.append(f"{path} imports {name}: data/ works without it")
         if top == "megatron" and path not in MEGATRON_FILES:
@@ -97,7 +115,7 @@ def test_file_keeps_the_rules(path: str) -> None:
 
 
 def test_the_walk_sees_all_files() -> None:
-    assert {"dnapretrain/cli.py", "dnapretrain/data/samples.py", "tools/preprocess.py"} <= set(files())
+    assert {"dnapretrain/cli.py", "dnapretrain/data/sampling/samples.py", "tools/preprocess.py"} <= set(files())
 
 
 def test_megatron_files_are_exactly_those() -> None:
@@ -108,10 +126,12 @@ def test_megatron_files_are_exactly_those() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("dnapretrain/data/fasta.py", "from dnapretrain.model.build import build_chunks"),
-        ("dnapretrain/data/fasta.py", "def late():\n    from dnapretrain.parallel import platform"),
-        ("dnapretrain/data/fasta.py", "def late():\n    import torch.utils"),
-        ("dnapretrain/data/fasta.py", "import megatron.core"),
+        ("dnapretrain/data/formats/fasta.py", "from dnapretrain.model.build import build_chunks"),
+        ("dnapretrain/data/formats/fasta.py", "def late():\n    from dnapretrain.parallel import platform"),
+        ("dnapretrain/data/formats/fasta.py", "def late():\n    import torch.utils"),
+        ("dnapretrain/data/formats/fasta.py", "import megatron.core"),
+        ("dnapretrain/data/formats/fasta.py", "from dnapretrain.data.shards.shard import open_shard"),
+        ("dnapretrain/data/genes/extract.py", "from dnapretrain.data.variants.vcf import open_vcf"),
         ("dnapretrain/errors.py", "from dnapretrain import config"),
         ("dnapretrain/errors.py", "import dnapretrain.cli"),
         ("dnapretrain/report.py", "from tools._clone import run"),
@@ -129,7 +149,10 @@ def test_breaking_a_rule_is_seen(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("dnapretrain/data/fasta.py", "from dnapretrain import __version__, _core\nfrom dnapretrain.data.shards import open_shard"),
+        (
+            "dnapretrain/data/shards/shard.py",
+            "from dnapretrain import __version__, _core\nfrom dnapretrain.data.formats.fasta import FastaFile",
+        ),
         ("dnapretrain/parallel/platform.py", "import os, torch\nrank = os.environ['RANK']"),
         ("dnapretrain/train/run.py", "from megatron.core import parallel_state\nfrom dnapretrain.convert.native import find_checkpoint"),
         ("tools/preprocess.py", "from dnapretrain.cli import main"),

@@ -141,7 +141,7 @@ def test_all_verbs_are_looked_at() -> None:
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dnapretrain.data.preprocess import preprocess
+    from dnapretrain.data.shards.preprocess import preprocess
 
     folder = tmp_path_factory.mktemp("startup")
     (folder / "small.fa").write_text(">a\nACGTACGTACGT\n")

@@ -13,7 +13,7 @@ import yaml
 from dnapretrain.cli import main
 from dnapretrain.config import config_from_dict, load_config
 from dnapretrain.config_rules import check_world
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.parallel.gpus import Gpu, gpu_by_kind

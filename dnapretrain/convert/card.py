@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dnapretrain.config import RunConfig
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 
 CARD = """---
 library_name: transformers

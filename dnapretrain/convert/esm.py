@@ -12,7 +12,7 @@ import torch
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.convert.table import Entry, Family, GroupedQKV, NamedTensor, PaddedRows, Same, check_expressible, check_whole_numbers
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 
 ROTARY_BASE = 10_000

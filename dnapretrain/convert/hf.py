@@ -23,8 +23,8 @@ from dnapretrain.convert.native import WeightsReader, find_checkpoint, open_weig
 from dnapretrain.convert.native_writer import write_native
 from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, Stored, write_sharded
 from dnapretrain.convert.table import Entry, Family, NamedTensor, check_names, hf_to_native, native_to_hf
-from dnapretrain.data.tokenizer_files import load_hf_tokenizer, save_hf_tokenizer
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.files import load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 REPORT_FILE = "dnapretrain.json"

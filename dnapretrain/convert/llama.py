@@ -18,7 +18,7 @@ from dnapretrain.convert.table import (
     check_expressible,
     check_whole_numbers,
 )
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 
 FIXED = {

@@ -21,7 +21,7 @@ from dnapretrain.config import RunConfig, dump_config
 from dnapretrain.convert.families import family_of
 from dnapretrain.convert.native import BACKEND_FILE, CONFIG_FILE, FORMAT_VERSION, STATE_FILE, TOKENIZER_FILE, WEIGHTS_DIR, file_digest
 from dnapretrain.convert.table import NamedTensor, Shape, check_names
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dnapretrain.config import ModelConfig
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]

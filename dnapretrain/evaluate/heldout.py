@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from dnapretrain.data.samples import SampleStream
+from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.errors import DataError
 from dnapretrain.model.batches import BatchPlace, held_out_batches
 from dnapretrain.model.loss import NUM_TOTALS, forward_step

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dnapretrain.data.samples import Batch, SampleStream
+from dnapretrain.data.sampling.samples import Batch, SampleStream
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.model.decoder import Decoder, decoder_spec
 from dnapretrain.model.encoder import Encoder
 from dnapretrain.model.layers import NORM_KEYS

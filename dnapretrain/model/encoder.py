@@ -32,7 +32,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
-from dnapretrain.data.tokenizers import Tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.model.cross_entropy import token_losses
 from dnapretrain.model.layers import (
     NORM_KEYS,

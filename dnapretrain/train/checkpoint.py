@@ -27,8 +27,8 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig, dump_config
 from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state, read_tokenizer
-from dnapretrain.data.shard_writer import sync_folder
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.shards.writer import sync_folder
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform

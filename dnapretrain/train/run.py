@@ -12,8 +12,8 @@ from megatron.core import parallel_state
 from dnapretrain.config import ParallelConfig, RunConfig, dump_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.convert.native import find_checkpoint, read_config
-from dnapretrain.data.run_data import RunData, open_data
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.sampling.run_data import RunData, open_data
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
@@ -78,7 +78,7 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         schedule=schedule,
         stream=data.train,
         held_out=data.held_out,
-        place=batch_place(config, platform),
+        place=batch_place(config, platform, data.tokenizer.pad_id),
         vocab_size=data.tokenizer.vocab_size,
         bases_per_token=data.tokenizer.bases_per_token,
         peak_tflops=peak_of_rank(config.log, platform.name)[0],
@@ -107,7 +107,7 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
             name: held_out_loss(
                 wrap_for_precision(chunks, config.train.precision),
                 data.held_out[name],
-                batch_place(config, platform),
+                batch_place(config, platform, data.tokenizer.pad_id),
                 config.data.sequence_length,
                 data.tokenizer.bases_per_token,
             )
@@ -139,7 +139,7 @@ def native_logits(checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
         stop_groups()
 
 
-def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
+def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlace:
     """This rank's part of each global batch under the running layout."""
     virtual = config.parallel.virtual_pipeline_model_parallel_size
     stages: list[int | None] = list(range(virtual)) if virtual else [None]
@@ -155,7 +155,7 @@ def batch_place(config: RunConfig, platform: Platform) -> BatchPlace:
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         device=platform.device,
         chunk_reads=reads,
-        pad_id=build_tokenizer(config.tokenizer).pad_id,
+        pad_id=pad_id,
         bidirectional=config.is_masked,
     )
 

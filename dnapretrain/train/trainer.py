@@ -15,7 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.config import RunConfig
-from dnapretrain.data.samples import SampleStream
+from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
 from dnapretrain.model.counts import flops_per_token

@@ -103,7 +103,7 @@ def _count_models() -> tuple[dict[int, float], dict[int, float]]:
     By order (0 to 12 bases on the left), and by number of flanks (1 to 5 bases on each side).
     """
     from dnapretrain.config import load_config
-    from dnapretrain.data.run_data import open_data
+    from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.evaluate.flank import flank_ladder
     from dnapretrain.evaluate.markov import markov_ladder
 
@@ -121,7 +121,7 @@ def _max_logit_difference(config_file: str) -> float:
 
     from dnapretrain.config import load_config
     from dnapretrain.convert.native import find_checkpoint
-    from dnapretrain.data.run_data import open_data
+    from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.train.run import native_logits
 
     config, folder = load_config(config_file), _hf_of(config_file)

@@ -9,7 +9,7 @@ from reference import reference_logits, small_config, write_random
 
 from dnapretrain.adapt.generate import generate, to_fasta
 from dnapretrain.convert.hf import to_hf
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
 KMER = {"kind": "kmer", "k": 3, "base_order": "ATCG"}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dnapretrain.config import ModelConfig, RunConfig, config_from_dict, padded_vocab_size
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 
 
 def small_config(tokenizer: dict | None = None, **model) -> RunConfig:

@@ -11,7 +11,7 @@ from dnapretrain.convert.esm import ESM, entries
 from dnapretrain.convert.hf import from_hf, to_hf
 from dnapretrain.convert.native import open_weights, read_config
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 MODELS = {

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from dnapretrain.convert.hf import from_hf, to_hf
 from dnapretrain.convert.native import open_weights, read_config, read_state, read_tokenizer
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 SHAPES = {

@@ -6,7 +6,7 @@ from reference import small_config, write_random
 
 from dnapretrain.config import dump_config
 from dnapretrain.convert.native import find_checkpoint, open_weights, read_config, read_state, read_tokenizer
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError
 
 

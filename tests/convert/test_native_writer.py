@@ -6,7 +6,7 @@ from reference import native_shapes, random_tensors, small_config, write_random
 
 from dnapretrain.convert.native import open_weights, read_state
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError
 
 

@@ -4,7 +4,7 @@ from reference import native_shapes, small_config
 
 from dnapretrain.convert.llama import LLAMA, entries
 from dnapretrain.convert.table import GroupedQKV, StackedRows, check_names, hf_to_native, native_to_hf
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import training
 
-from dnapretrain.data.preprocess import preprocess
+from dnapretrain.data.shards.preprocess import preprocess
 
 
 def evaluated(env, store, tree, max_samples):

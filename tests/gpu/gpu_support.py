@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dnapretrain.config import RunConfig, config_from_dict, dump_config
-from dnapretrain.data.preprocess import preprocess
+from dnapretrain.data.shards.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BASES = 60_000

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dnapretrain.config import config_from_dict
-from dnapretrain.data.samples import held_out_streams, train_stream
-from dnapretrain.data.tokenizers import build_tokenizer
+from dnapretrain.data.sampling.samples import held_out_streams, train_stream
+from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.model.batches import BatchPlace, held_out_batches, step_batches
 from dnapretrain.model.loss import weighted_loss
 

@@ -13,7 +13,7 @@ from dnapretrain.config import config_from_dict
 
 
 def _chunks(env, store, tree):
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.build import build_chunks
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups

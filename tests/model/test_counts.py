@@ -97,7 +97,7 @@ def counted(env, store, layouts):
     """
     import torch
 
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.build import build_chunks
     from dnapretrain.parallel.groups import pretend_rank
     from dnapretrain.parallel.platform import Platform

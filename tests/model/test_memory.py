@@ -17,7 +17,7 @@ def kept_bytes(env, store, tree, padded=False):
     """Bytes of the storages that autograd keeps between forward and backward of one micro-batch, and of the ALiBi bias; weights not."""
     import torch
 
-    from dnapretrain.data.tokenizers import build_tokenizer
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.build import build_chunks, wrap_for_precision
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups

@@ -1,0 +1,1 @@
+"""What a run has read, and what its held-out sets share with it."""

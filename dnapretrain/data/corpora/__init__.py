@@ -1,0 +1,1 @@
+"""Corpora by name: from a manifest of accessions to shards, with a lock."""

@@ -1,0 +1,1 @@
+"""Annotation: genes on their assemblies, and shards of their regions."""

@@ -1,0 +1,1 @@
+"""Shards to training samples: splits, blends, windows, batches."""

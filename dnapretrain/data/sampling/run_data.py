@@ -1,0 +1,40 @@
+"""Everything a run reads, opened and checked before any rank starts: tokenizer, training stream, held-out sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnapretrain.config import RunConfig
+from dnapretrain.data.sampling.samples import SampleStream, held_out_streams, train_stream
+from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.errors import ConfigError
+
+PROBES = 64
+"""Samples of each set that are looked at before a run starts."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Tokenizer and streams of a run: no ranks, no torch."""
+
+    tokenizer: Tokenizer
+    train: SampleStream
+    held_out: dict[str, SampleStream]
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
+    tokenizer = build_tokenizer(config.tokenizer)
+    data = RunData(tokenizer, train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer))
+    for stream in (data.train, *data.held_out.values()):
+        probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
+        if not stream.batch(probes).loss_mask.any():
+            raise ConfigError(
+                f"none of {len(probes)} samples of set '{stream.name}' has a base with a loss weight above 0 "
+                f"(data.lowercase_weight = {config.data.lowercase_weight:g}). Is it all in lower case? Raise data.lowercase_weight."
+            )
+    if config.train.eval_interval and not data.held_out:
+        raise ConfigError(f"train.eval_interval = {config.train.eval_interval}, but nothing is held out. Set data.split or data.valid.")
+    return data

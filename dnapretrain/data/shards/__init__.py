@@ -1,0 +1,1 @@
+"""Base shards: written once, read by everything else."""

@@ -1,0 +1,1 @@
+"""Tokenizers: vocabularies, published ones and byte-pair encoding."""

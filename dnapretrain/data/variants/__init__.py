@@ -1,0 +1,1 @@
+"""Phased variants, and shards of the haplotypes that they make."""

@@ -1,0 +1,254 @@
+"""FASTA files to shards: same bytes whatever the workers, nothing half-written, every error one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from dnapretrain.data.shards.preprocess import preprocess
+from dnapretrain.data.shards.shard import open_shard, verify_shard
+from dnapretrain.errors import ConfigError, DataError
+
+KINDS = ("bin", "idx", "bed", "json")
+
+
+def write_fasta(path: Path, seed: int, num_bases: int = 20_000) -> Path:
+    bases = np.frombuffer(b"ACGTacgtACGTacgtN", np.uint8)[np.random.default_rng(seed).integers(0, 17, num_bases)].copy()
+    bases[1000:1100] = ord("N")
+    rows = b"\n".join(bases[start : start + 60].tobytes() for start in range(0, num_bases, 60))
+    text = b">c1\n" + rows + b"\n>empty\n>c2\n" + rows[::-1] + b"\n"
+    path.write_bytes(gzip.compress(text, 1, mtime=0) if path.suffix == ".gz" else text)
+    return path
+
+
+def shard_bytes(prefix: Path) -> dict[str, bytes]:
+    return {kind: Path(f"{prefix}.{kind}").read_bytes() for kind in KINDS}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[Path]:
+    names = ["b.fa", "a.fna.gz", "d.fasta", "c.ffn.gz", "e.fa"]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return [write_fasta(folder / name, seed, 5_000 * (seed + 1)) for seed, name in enumerate(names)]
+
+
+def test_same_bytes_for_any_worker_count(tmp_path, inputs):
+    first = preprocess(inputs, tmp_path / "one", workers=1)
+    assert preprocess(inputs, tmp_path / "three", workers=3) == first
+    preprocess(inputs, tmp_path / "nine", workers=9)
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "three") == shard_bytes(tmp_path / "nine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["in", *(f"{name}.{kind}" for name in ("one", "three", "nine") for kind in KINDS)]
+    )
+
+
+def test_manifest(tmp_path, inputs):
+    manifest = preprocess(inputs, tmp_path / "s", min_n_run=20, min_length=5, sha256=True)
+    assert manifest == json.loads((tmp_path / "s.json").read_text())
+    shard = open_shard(tmp_path / "s")
+    assert [source["assembly"] for source in manifest["sources"]] == ["b", "a", "d", "c", "e"]
+    assert [source["path"] for source in manifest["sources"]] == [str(path) for path in inputs]
+    for source, path in zip(manifest["sources"], inputs, strict=True):
+        data = path.read_bytes()
+        assert (source["size"], source["xxh3_128"]) == (len(data), xxhash.xxh3_128_hexdigest(data))
+        assert len(source["sha256"]) == 64
+    counts = manifest["counts"]
+    assert counts["records"] == 15
+    assert counts["empty_records"] == 5
+    assert counts["documents"] == len(shard.lengths)
+    assert counts["kept_bases"] == len(shard.bases)
+    assert counts["total_bases"] == 2 * sum(5_000 * (seed + 1) for seed in range(5))
+    assert counts["total_bases"] == counts["kept_bases"] + sum(counts["dropped_bases"].values())
+    assert counts["dropped_bases"]["n_run"] >= 10 * 100
+    assert counts["lower_case"] == int(((shard.bases & 0x20) != 0).sum())
+    assert counts["n"] == int(((shard.bases & 0xDF) == ord("N")).sum())
+    for key in ("records", "total_bases", "n"):
+        assert counts[key] == sum(source["counts"][key] for source in manifest["sources"])
+    assert manifest["cleaning"]["min_n_run"] == 20
+    assert manifest["longest_document"] == shard.lengths.max()
+    assert manifest["shortest_document"] == shard.lengths.min()
+    assert manifest["files"]["bin"]["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "s.bin").read_bytes())
+    verify_shard(tmp_path / "s")
+
+
+def test_documents_lie_at_their_coordinates(tmp_path):
+    path = write_fasta(tmp_path / "g.fa", 7)
+    records = {part.split(b"\n", 1)[0].decode(): part.split(b"\n", 1)[1].replace(b"\n", b"") for part in path.read_bytes().split(b">")[1:]}
+    preprocess([path], tmp_path / "s")
+    shard = open_shard(tmp_path / "s")
+    where = shard.coordinates
+    for number, contig in enumerate(where.contig):
+        document = shard.bases[shard.offsets[number] :][: shard.lengths[number]].tobytes()
+        assert document == records[contig][where.start[number] : where.end[number]]
+
+
+def test_folder_is_read_in_order_of_names(tmp_path, inputs):
+    (tmp_path / "in" / "notes.txt").write_text("no FASTA")
+    manifest = preprocess([tmp_path / "in"], tmp_path / "s")
+    assert [source["assembly"] for source in manifest["sources"]] == ["a", "b", "c", "d", "e"]
+
+
+def test_assembly_name_is_given(tmp_path):
+    preprocess([write_fasta(tmp_path / "x.fa", 1)], tmp_path / "s", assembly="GRCh38")
+    assert set(open_shard(tmp_path / "s").coordinates.assembly) == {"GRCh38"}
+
+
+def test_existing_output_is_kept_without_overwrite(tmp_path):
+    first, second = write_fasta(tmp_path / "x.fa", 1), write_fasta(tmp_path / "y.fa", 2)
+    preprocess([first], tmp_path / "s")
+    before = shard_bytes(tmp_path / "s")
+    with pytest.raises(DataError, match=r"exists already.*--overwrite"):
+        preprocess([second], tmp_path / "s")
+    assert shard_bytes(tmp_path / "s") == before
+    preprocess([second], tmp_path / "s", overwrite=True)
+    assert open_shard(tmp_path / "s").manifest["sources"][0]["assembly"] == "y"
+
+
+def test_foreign_files_are_kept_without_overwrite(tmp_path):
+    (tmp_path / "s.bin").write_bytes(b"someone's tokens")
+    with pytest.raises(DataError, match=r"s\.bin exists already"):
+        preprocess([write_fasta(tmp_path / "x.fa", 1)], tmp_path / "s")
+    assert (tmp_path / "s.bin").read_bytes() == b"someone's tokens"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_error_leaves_nothing_and_keeps_the_old_shard(tmp_path, inputs, workers):
+    preprocess(inputs[:1], tmp_path / "s")
+    before = shard_bytes(tmp_path / "s")
+    (tmp_path / "in" / "bad.fa").write_bytes(b">p\nACGT\nMKLV\n")
+    with pytest.raises(DataError, match=r"bad\.fa: line 3, record 'p'"):
+        preprocess([*inputs[:3], tmp_path / "in" / "bad.fa", *inputs[3:]], tmp_path / "s", workers=workers, overwrite=True)
+    assert shard_bytes(tmp_path / "s") == before
+    with pytest.raises(DataError, match=r"bad\.fa"):
+        preprocess([tmp_path / "in" / "bad.fa", *inputs], tmp_path / "t", workers=workers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", *sorted(f"s.{kind}" for kind in KINDS)]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from dnapretrain.data.shards import preprocess as module, writer
+if sys.argv[2] == "scan":
+    def wait(progress):
+        print("ready", flush=True); time.sleep(60)
+    module.preprocess([sys.argv[1]], sys.argv[3], progress=wait)
+else:  # after so many renames
+    left, replace = int(sys.argv[2]), Path.replace
+    def replace_then_wait(path, target):
+        global left
+        if left == 0:
+            print("ready", flush=True); time.sleep(60)
+        left -= 1
+        return replace(path, target)
+    Path.replace = replace_then_wait
+    module.preprocess([sys.argv[1]], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("when", ["scan", "0", "1", "2", "3"])
+def test_killed_run_leaves_no_manifest_and_the_next_succeeds(tmp_path, when):
+    path = write_fasta(tmp_path / "x.fa", 1)
+    preprocess([path], tmp_path / "expected")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), when, str(tmp_path / "s")], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    with pytest.raises(DataError, match="another run is writing this shard"):
+        preprocess([path], tmp_path / "s")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "s.json").exists()
+    with pytest.raises(DataError):
+        open_shard(tmp_path / "s")
+    preprocess([path], tmp_path / "s")
+    assert shard_bytes(tmp_path / "s") == shard_bytes(tmp_path / "expected")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def make_cases(tmp_path: Path) -> dict[str, tuple[list[Path], str]]:
+    good = write_fasta(tmp_path / "good.fa", 1, 2000)
+    (tmp_path / "empty.fa").write_bytes(b"")
+    (tmp_path / "empty.fa.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "no_folder").mkdir()
+    (tmp_path / "n.fa").write_bytes(b">n\n" + b"N" * 50 + b"\n")
+    (tmp_path / "other").mkdir()
+    write_fasta(tmp_path / "other" / "good.fna.gz", 2, 2000)
+    (tmp_path / "a:b.fa").write_bytes(b">n\nACGT\n")
+    os.mkfifo(tmp_path / "pipe.fa")
+    return {
+        "missing": ([tmp_path / "none.fa"], "none.fa: no such file or folder"),
+        "no input": ([], "no input"),
+        "empty folder": ([tmp_path / "no_folder"], "no_folder: no FASTA files"),
+        "empty file": ([tmp_path / "empty.fa"], "empty.fa: line 1: the file is empty"),
+        "empty gzip": ([tmp_path / "empty.fa.gz"], "empty.fa.gz: line 1: the file is empty"),
+        "nothing left": ([tmp_path / "n.fa"], "nothing is left of 1 input(s): of 50 bases, 50 lie in N runs and 0 in documents"),
+        "same assembly": ([good, tmp_path / "other" / "good.fna.gz"], "good.fna.gz: assembly 'good' is the name of"),
+        "same file twice": ([good, good], "good.fa: assembly 'good' is the name of"),
+        "colon": ([tmp_path / "a:b.fa"], "assembly name 'a:b' holds ':'"),
+        "pipe": ([tmp_path / "pipe.fa"], "pipe.fa: not a regular file"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "no input",
+        "empty folder",
+        "empty file",
+        "empty gzip",
+        "nothing left",
+        "same assembly",
+        "same file twice",
+        "colon",
+        "pipe",
+    ],
+)
+def test_input_errors(tmp_path, case):
+    paths, message = make_cases(tmp_path)[case]
+    with pytest.raises(DataError) as caught:
+        preprocess(paths, tmp_path / "s")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("s.", "."))]
+
+
+def test_output_errors(tmp_path):
+    path = write_fasta(tmp_path / "x.fa", 1, 2000)
+    with pytest.raises(DataError, match="a folder, not a prefix"):
+        preprocess([path], tmp_path)
+    with pytest.raises(DataError, match="cannot be written"):
+        preprocess([path], path / "below_a_file" / "s")
+    preprocess([path], tmp_path / "new" / "folder" / "s")
+    assert open_shard(tmp_path / "new" / "folder" / "s")
+
+
+@pytest.mark.parametrize("setting", [{"workers": 0}, {"min_n_run": 0}, {"min_length": 0}, {"min_length": 2_000_000_000}])
+def test_setting_errors(tmp_path, setting):
+    with pytest.raises(ConfigError, match="--"):
+        preprocess([write_fasta(tmp_path / "x.fa", 1, 2000)], tmp_path / "s", **setting)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_progress_reaches_the_total(tmp_path, inputs, workers):
+    seen = []
+    manifest = preprocess(inputs, tmp_path / "s", workers=workers, progress=seen.append)
+    assert seen[-1].bytes_read == seen[-1].bytes_total == sum(path.stat().st_size for path in inputs)
+    assert seen[-1].bases == manifest["counts"]["kept_bases"]
+
+
+def test_starts_fast_without_torch_or_pydantic():
+    code = (
+        "import sys, time, dnapretrain.data.shards.preprocess, dnapretrain.data.shards.inspect; "
+        "print(time.process_time() < 1, [name for name in ('torch', 'pydantic', 'megatron', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True []"
