@@ -115,7 +115,7 @@ def test_file_keeps_the_rules(path: str) -> None:
 
 
 def test_the_walk_sees_all_files() -> None:
-    assert {"dnapretrain/cli.py", "dnapretrain/data/sampling/samples.py", "tools/preprocess.py"} <= set(files())
+    assert {"dnapretrain/cli/__init__.py", "dnapretrain/data/sampling/samples.py", "tools/preprocess.py"} <= set(files())
 
 
 def test_megatron_files_are_exactly_those() -> None:
@@ -139,7 +139,7 @@ def test_megatron_files_are_exactly_those() -> None:
         ("dnapretrain/convert/hf.py", "from . import native"),
         ("dnapretrain/convert/hf.py", "from megatron.core import parallel_state"),
         ("dnapretrain/train/run.py", "import os\nrank = os.environ['RANK']"),
-        ("dnapretrain/cli.py", "import os\nrank = os.environ.get('SLURM_PROCID')"),
+        ("dnapretrain/cli/__init__.py", "import os\nrank = os.environ.get('SLURM_PROCID')"),
     ],
 )
 def test_breaking_a_rule_is_seen(path: str, source: str) -> None:

@@ -1,0 +1,73 @@
+"""Verbs of trained models: convert, generate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_convert(verbs: Any) -> None:
+    convert = verbs.add_parser("convert", help="native checkpoints <-> Hugging Face folders")
+    directions = convert.add_subparsers(required=True, metavar="DIRECTION")
+    to_hf = directions.add_parser("to-hf", help="a run or checkpoint -> a folder that transformers loads")
+    to_hf.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    to_hf.add_argument("target", type=Path, metavar="DIR")
+    to_hf.set_defaults(verb=_to_hf)
+    from_hf = directions.add_parser("from-hf", help="a Hugging Face folder -> a checkpoint for checkpoint.load")
+    from_hf.add_argument("source", type=Path, metavar="DIR")
+    from_hf.add_argument("target", type=Path, metavar="CHECKPOINT")
+    from_hf.set_defaults(verb=_from_hf)
+
+
+def _to_hf(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.hf import to_hf
+
+    print(json.dumps(to_hf(arguments.source, arguments.target), indent=1))
+    return 0
+
+
+def _from_hf(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.hf import from_hf
+
+    print(json.dumps(from_hf(arguments.source, arguments.target), indent=1))
+    return 0
+
+
+def add_generate(verbs: Any) -> None:
+    verb = verbs.add_parser("generate", help="DNA from a Hugging Face folder, as FASTA")
+    verb.add_argument("model", type=Path, metavar="DIR", help="folder made by `convert to-hf`")
+    verb.add_argument("--prompt", action="append", default=None, metavar="BASES", help="sequence to continue (repeatable); default: none")
+    verb.add_argument("--num-bases", type=int, default=200, help="bases to add to each prompt (default 200)")
+    verb.add_argument("--num-samples", type=int, default=1, help="sequences per prompt (default 1)")
+    verb.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest base every time (default 1)")
+    verb.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: among all")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    verb.add_argument("--output", type=Path, metavar="FASTA", help="write there instead of printing")
+    verb.set_defaults(verb=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from dnapretrain.adapt.generate import generate, to_fasta
+
+    records = generate(
+        arguments.model,
+        arguments.prompt or [""],
+        num_bases=arguments.num_bases,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        num_samples=arguments.num_samples,
+        device=arguments.device,
+    )
+    fasta = to_fasta(records)
+    if arguments.output:
+        arguments.output.write_text(fasta)
+    else:
+        print(fasta, end="")
+    return 0

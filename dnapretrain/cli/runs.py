@@ -1,0 +1,226 @@
+"""Verbs that train and judge: pretrain, evaluate, plan, report, verify, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnapretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dnapretrain.config import RunConfig
+
+
+def _add_run_arguments(verb: Any) -> None:
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. optim.lr=3e-4 parallel.tp=2"
+    )
+    verb.add_argument("--ranks", type=int, help="ranks to start on this machine; default: one per GPU, or one model copy on CPU")
+
+
+def add_pretrain(verbs: Any) -> None:
+    verb = verbs.add_parser("pretrain", help="train; resumes when the run folder has a checkpoint")
+    verb.add_argument(
+        "config", type=Path, metavar="FILE", help="YAML file with the sections data, tokenizer, model, parallel, optim, train, ..."
+    )
+    _add_run_arguments(verb)
+    verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    verb.set_defaults(verb=_pretrain)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import dump_config, load_config
+    from dnapretrain.parallel.launch import launch_local
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    ranks = _check_before_launch(config, arguments.ranks)
+    if ranks > 1:
+        return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
+    from dnapretrain.train.run import pretrain
+
+    pretrain(config)
+    return 0
+
+
+def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
+    """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
+    from dnapretrain.config_rules import check_world
+    from dnapretrain.data.sampling.run_data import open_data
+    from dnapretrain.parallel.launch import default_ranks, is_launched
+
+    if wanted_ranks is not None and wanted_ranks < 1:
+        raise ConfigError(f"--ranks = {wanted_ranks} is below 1. Give the number of ranks to start.")
+    if is_launched():
+        if wanted_ranks is not None:
+            raise ConfigError(f"--ranks = {wanted_ranks}, but torchrun or srun has started the ranks already. Remove --ranks.")
+        return 1
+    ranks = wanted_ranks or default_ranks(config.train.device, config.parallel.model_parallel_size)
+    check_world(config, ranks)
+    open_data(config)
+    return ranks
+
+
+def add_evaluate(verbs: Any) -> None:
+    verb = verbs.add_parser("evaluate", help="loss and bits per base of a checkpoint on its held-out sets")
+    verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
+    _add_run_arguments(verb)
+    verb.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME", help="a held-out set (repeatable); default: all")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.native import find_checkpoint, read_config
+    from dnapretrain.parallel.launch import launch_local
+
+    checkpoint = find_checkpoint(arguments.run)
+    config = read_config(checkpoint, arguments.overrides)
+    ranks = _check_before_launch(config, arguments.ranks)
+    if ranks > 1:
+        sets = [part for name in arguments.sets for part in ("--set", name)]
+        flags = sets + (["--json"] if arguments.json else [])
+        return launch_local(["evaluate", str(checkpoint), *arguments.overrides, *flags], ranks)
+    from dnapretrain.parallel.platform import launch_environment
+    from dnapretrain.train.run import evaluate
+
+    results = evaluate(config, checkpoint, tuple(arguments.sets))
+    if launch_environment().rank == 0:
+        if arguments.json:
+            print(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
+        else:
+            for name, result in results.items():
+                print(f"{name}: loss {result.loss:.4f}, {result.bits_per_base:.4f} bits per base over {result.num_targets:,} tokens")
+    return 0
+
+
+def add_plan(verbs: Any) -> None:
+    verb = verbs.add_parser("plan", help="before a run: parameters, memory of every layout, FLOPs, time")
+    verb.add_argument("config", type=Path, metavar="FILE", help="YAML file as for pretrain; its data are not opened")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    verb.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
+    verb.add_argument("--gpu", required=True, metavar="KIND", help="kind of GPU, e.g. a100-80, h100, h200")
+    verb.add_argument("--mfu", type=float, default=0.4, help="share of the peak to assume for the time (default 0.4)")
+    verb.add_argument("--check", action="store_true", help="count the weights of every stage on the real model too (needs torch)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.parallel.gpus import gpu_by_kind
+    from dnapretrain.plan import check_counts, format_check, format_plan, make_plan
+
+    config = load_config(arguments.config, arguments.overrides)
+    plan = make_plan(config, arguments.gpus, gpu_by_kind(arguments.gpu), arguments.mfu)
+    check = check_counts(config, arguments.gpus) if arguments.check else []
+    if arguments.json:
+        print(json.dumps({**plan, "check": check} if arguments.check else plan, indent=1))
+    else:
+        print(format_plan(plan))
+        if check:
+            print(f"\n{format_check(check)}")
+    return 0 if all(row["formula"] == row["model"] for row in check) else 1
+
+
+def add_report(verbs: Any) -> None:
+    verb = verbs.add_parser("report", help="the loss curve of a run as a picture")
+    verb.add_argument("run", type=Path, metavar="RUN")
+    verb.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/loss.png")
+    verb.set_defaults(verb=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from dnapretrain.report import loss_curve
+
+    output = arguments.output or arguments.run / "loss.png"
+    loss_curve(arguments.run, output)
+    print(output)
+    return 0
+
+
+def add_verify(verbs: Any) -> None:
+    verify = verbs.add_parser("verify", help="proofs for your own configuration")
+    proofs = verify.add_subparsers(required=True, metavar="PROOF")
+    resume = proofs.add_parser("resume", help="train N steps; train k, stop, resume to N; compare every loss, weight and moment")
+    resume.add_argument("config", type=Path, metavar="CONFIG")
+    _add_run_arguments(resume)
+    resume.add_argument("--steps", type=int, default=20, help="N (default 20)")
+    resume.add_argument("--stop-at", type=int, help="k; default: N / 2")
+    resume.add_argument(
+        "--resume-with",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="settings of the resumed half only, e.g. parallel.tp=1: then losses must agree within a tolerance, not bit for bit",
+    )
+    resume.add_argument("--resume-ranks", type=int, help="ranks of the resumed half; default: as before")
+    resume.add_argument(
+        "--output", type=Path, default=Path("verify-resume"), metavar="DIR", help="runs and proof.json (default verify-resume)"
+    )
+    resume.set_defaults(verb=_verify_resume)
+    layouts = proofs.add_parser(
+        "layouts", help="train a few steps under every parallel layout; compare each loss and gradient norm with one rank"
+    )
+    layouts.add_argument("config", type=Path, metavar="CONFIG")
+    layouts.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    layouts.add_argument("--ranks", type=int, metavar="MAX", help="leave out larger layouts; default: 8 on CPU, the number of GPUs on CUDA")
+    layouts.add_argument("--steps", type=int, default=10, help="steps to compare (default 10)")
+    layouts.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="these layouts only, as the table names them, e.g. TP2 PP2"
+    )
+    layouts.add_argument(
+        "--output",
+        type=Path,
+        default=Path("verify-layouts"),
+        metavar="DIR",
+        help="settings, logs and layouts.json (default verify-layouts)",
+    )
+    layouts.set_defaults(verb=_verify_layouts)
+
+
+def _verify_resume(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.verify import format_proof, verify_resume
+
+    config = load_config(arguments.config, arguments.overrides)
+    proof = verify_resume(
+        config,
+        ranks=_check_before_launch(config, arguments.ranks),
+        steps=arguments.steps,
+        stop_at=arguments.stop_at if arguments.stop_at is not None else arguments.steps // 2,
+        resume_overrides=arguments.resume_with,
+        resume_ranks=arguments.resume_ranks,
+        output=arguments.output,
+    )
+    print(format_proof(proof))
+    return 0 if proof["passed"] else 1
+
+
+def _verify_layouts(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import load_config
+    from dnapretrain.verify_layouts import verify_layouts
+
+    config = load_config(arguments.config, arguments.overrides)
+    proof = verify_layouts(
+        config, arguments.output, arguments.steps, arguments.ranks, arguments.only, say=lambda line: print(line, flush=True)
+    )
+    return 0 if proof["passed"] else 1
+
+
+def add_doctor(verbs: Any) -> None:
+    verb = verbs.add_parser("doctor", help="what is installed here, and which path each part would take")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dnapretrain.doctor import diagnose, format_diagnosis
+
+    diagnosis = diagnose()
+    print(json.dumps(diagnosis, indent=1) if arguments.json else format_diagnosis(diagnosis))
+    return 0 if diagnosis["ok"] else 1
