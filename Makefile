@@ -2,9 +2,11 @@
 # make test    set-up and the whole test suite, on CPU
 # make check   format, lint, types, and the C++ core with warnings as errors
 # make bench   speed of the parts, beside rivals measured in the same run
+# make fuzz    the parsers of the C++ core under sanitizers (needs clang++), and the readers, with FUZZ_RUNS damaged inputs
 # make gpu-check   on a CUDA machine: GPU tests, Transformer Engine check, short training benchmark
 
 PYTHON ?= python3
+FUZZ_RUNS ?= 1000000
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VERSION := 2.13.0
@@ -12,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export DNAPRETRAIN_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test check bench gpu-check setup clean
+.PHONY: demo test check bench fuzz gpu-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -41,10 +43,14 @@ check: setup
 	DNAPRETRAIN_CXXFLAGS="-Wall -Wextra -Werror" $(BIN)/python setup.py --quiet build_ext --force --build-lib build/check --build-temp build/check-temp
 
 bench: setup
-	$(BIN)/python benchmarks/bench_preprocess.py
+	$(BIN)/python -W ignore benchmarks/bench_preprocess.py --mbases 400 --rounds 3
 	$(BIN)/python benchmarks/bench_samples.py
+	$(BIN)/python -W ignore benchmarks/bench_rivals.py
 	$(BIN)/python benchmarks/bench_bpe.py examples/quickstart/data/NC_017625.1.fa.gz
 	$(BIN)/python benchmarks/bench_train.py --device cpu
+
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --runs $(FUZZ_RUNS)
 
 # Needs no set-up: runs in the machine's own Python, which has torch for its GPU.
 gpu-check:

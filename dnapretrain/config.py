@@ -62,6 +62,9 @@ NAMES_ELSEWHERE = {
 """What Megatron-LM and Hugging Face call some settings: only to answer an unknown key with ours."""
 
 
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
 class Section(BaseModel):
     """A frozen part of the tree that refuses unknown keys."""
 
@@ -202,6 +205,8 @@ class TokenizerConfig(Section):
     published models: Nucleotide Transformer v1 and v2, GENERator, AIDO.DNA."""
     file: Path | None = None
     """bpe only: a tokenizer.json with the merges, as `dnapretrain train-bpe` writes it, DNABERT-2's, or that of a checkpoint."""
+    vocab_size: int | None = Field(None, gt=0)
+    """bpe only: tokens that the file must have. `plan` and `--dry-run` take its word where there is no file yet."""
     k: int = Field(6, ge=1, le=8)
     """Bases per token (kmer; published ones have their own). bpe: bases per token that windows and bits per base reckon with,
     whatever the tokens are; default 5, what 4,096 tokens have on average."""
@@ -489,24 +494,67 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load a YAML file, apply dotted overrides (`optim.lr=3e-4`) and validate.
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a recipe by its name or a YAML file, apply overrides (`optim.lr=3e-4`, or a YAML file to lay over it) and validate.
 
-    Raises ConfigError for a missing or malformed file, unknown keys, and settings that do not fit.
+    A file may begin with `recipe: NAME_OR_FILE` (a path counts from the file's own folder): its sections then change those of the
+    recipe, key by key. Raises ConfigError for a missing or malformed file, unknown keys, and settings that do not fit.
     """
-    path = Path(path)
+    tree = _read_tree(_find_recipe(str(source).removeprefix("recipe=")), ())
+    for override in overrides:
+        if override.endswith((".yaml", ".yml")) and "=" not in override:
+            tree = _laid_over(tree, _read_tree(_find_recipe(override), ()))
+        else:
+            _apply_override(tree, override)
+    return config_from_dict(tree)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(name: str) -> str:
+    """The text of a recipe, with its sources and open points. Raises ConfigError for a name that is not known."""
+    return _find_recipe(name).read_text()
+
+
+def _find_recipe(name: str, folder: Path = Path()) -> Path:
+    """The file that `name` means: a path, or else a recipe of the package. Raises ConfigError where there is neither."""
+    path = folder / name
+    if path.is_file():
+        return path
+    recipe = RECIPES / f"{name.replace('nucleotide-transformer-', 'nt-')}.yaml"
+    if recipe.is_file() and recipe.parent == RECIPES:
+        return recipe
+    if path.exists():  # no file: reading it says so
+        return path
+    close = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.5)
+    hint = f"Did you mean the recipe '{close[0]}'?" if close else f"Give a YAML file, or one of {', '.join(recipe_names())}."
+    raise ConfigError(f"config file not found: {path}. {hint}")
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The sections of a file, laid over those of the recipe that it names."""
     try:
         tree = yaml.load(path.read_text(), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"config file not found: {path}. Give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read config file {path}: {_one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path} holds {type(tree).__name__}, not sections. See examples/quickstart/gpt.yaml.")
     tree = _expand_aliases(tree)
-    for override in overrides:
-        _apply_override(tree, override)
-    return config_from_dict(tree)
+    if "recipe" not in tree:
+        return tree
+    if path.resolve() in seen:
+        raise ConfigError(f"config file {path} names itself as its recipe, through {len(seen)} file(s). Remove one `recipe:`.")
+    below = _find_recipe(str(tree.pop("recipe")), path.parent)
+    return _laid_over(_read_tree(below, (*seen, path.resolve())), tree)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above`, and what only `below` has; sections key by key, all else as a whole."""
+    both = {key: _laid_over(below[key], above[key]) for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **both}
 
 
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
@@ -540,7 +588,7 @@ def config_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[st
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override '{override}' is not of the form section.key=value.")
+        raise ConfigError(f"override '{override}' is neither section.key=value nor a YAML file.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

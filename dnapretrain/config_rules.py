@@ -101,6 +101,8 @@ def _check_tokenizer(config: RunConfig) -> None:
     tokenizer, data = config.tokenizer, config.data
     if tokenizer.kind == "bpe" and tokenizer.file is None:
         raise ConfigError("tokenizer.kind=bpe needs its merges. Set tokenizer.file to a tokenizer.json; dnapretrain train-bpe makes one.")
+    if tokenizer.kind != "bpe" and tokenizer.vocab_size is not None:
+        raise ConfigError(f"tokenizer.vocab_size = {tokenizer.vocab_size} is for tokenizer.kind=bpe, not {tokenizer.kind}. Remove it.")
     if tokenizer.kind != "bpe" and tokenizer.file is not None:
         raise ConfigError(f"tokenizer.file = {tokenizer.file} is for tokenizer.kind=bpe, not {tokenizer.kind}. Remove it.")
     if data.random_phase and tokenizer.kind != "kmer" and tokenizer.bases_per_token == 1:

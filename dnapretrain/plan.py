@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dnapretrain.config import RunConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import RunConfig, TokenizerConfig, config_from_dict, padded_vocab_size
 from dnapretrain.config_rules import check_world
+from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import FLOPS_FORMULA, flops_per_token, rank_parameters, stored_parameters, total_parameters
@@ -63,7 +64,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
         raise ConfigError(f"--gpus = {num_gpus} is below 1. Give the number of GPUs.")
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu = {mfu} is not a share of the peak. Give a number above 0 and at most 1, e.g. 0.4.")
-    tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = _countable(config.tokenizer)
     vocab_size, pad_id = tokenizer.vocab_size, tokenizer.pad_id
     legal, refused = legal_layouts(config, tokenizer, num_gpus, gpu)
     try:
@@ -87,6 +88,15 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
         "refused": refused,
         "formulas": {"memory": MEMORY_FORMULA, "FLOPs": FLOPS_FORMULA, "time": TIME_FORMULA, "order": RANKING, "bubble": BUBBLE_FORMULA},
     }
+
+
+def _countable(settings: TokenizerConfig) -> Tokenizer:
+    """The tokenizer; where BPE has no file yet but tokenizer.vocab_size, one of as many tokens that only counts."""
+    if settings.kind != "bpe" or settings.vocab_size is None or (settings.file and settings.file.is_file()):
+        return build_tokenizer(settings)
+    known = (*SPECIALS, *BASES)
+    others = (f"#{number}" for number in range(len(known), settings.vocab_size))
+    return Tokenizer("bpe", settings.k, settings.base_order, settings.add_bos, settings.add_eos, BpeVocabulary((*known, *others), ()))
 
 
 def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu) -> tuple[list[Layout], dict[str, int]]:
@@ -138,7 +148,7 @@ def check_counts(config: RunConfig, world_size: int) -> list[dict[str, int]]:
 
     data_parallel = check_world(config, world_size)
     config = config.model_copy(update={"model": config.model.model_copy(update={"transformer_impl": "torch"})})
-    tokenizer, parallel, rows = build_tokenizer(config.tokenizer), config.parallel, []
+    tokenizer, parallel, rows = _countable(config.tokenizer), config.parallel, []
     for pp_rank in range(parallel.pipeline_model_parallel_size):
         formula = rank_parameters(config, tokenizer.vocab_size, tokenizer.pad_id, pp_rank)
         for tp_rank in range(parallel.tensor_model_parallel_size):

@@ -40,6 +40,7 @@ SCRIPTS = [
     "report",
     "verify",
     "doctor",
+    "recipes",
 ]
 
 

@@ -110,8 +110,8 @@ def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("optim.lr", "override 'optim.lr' is not of the form section.key=value"),
-        ("=3", "override '=3' is not of the form"),
+        ("optim.lr", "override 'optim.lr' is neither section.key=value nor a YAML file"),
+        ("=3", "override '=3' is neither section"),
         ("optim.lr=[1", "value of override 'optim.lr=[1' is not YAML"),
         ("optim.lr.more=1", "override 'optim.lr.more=1': 'lr' is a value, not a section"),
         ("optim.lr=fast", "optim.lr: Input should be a valid number, unable to parse string as a number (got 'fast')"),
@@ -211,7 +211,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, says: str) -> None:
 
 
 def test_a_missing_file_a_folder_and_bytes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config file not found: .*none\.yaml\. Give the path of a YAML file\."):
+    with pytest.raises(ConfigError, match=r"config file not found: .*none\.yaml\. Give a YAML file, or one of aido-dna-300m, "):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot read config file"):
         load_config(tmp_path)

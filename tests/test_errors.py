@@ -212,7 +212,7 @@ def test_a_missing_shard_is_refused(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("nowhere.yaml", ["config file not found: nowhere.yaml", "Give the path"]),
+        ("nowhere.yaml", ["config file not found: nowhere.yaml", "Give a YAML file, or one of"]),
         ("good.fa", ["cannot read config file good.fa"]),
         ("config.yaml optim.learning=1", ["unknown config key 'optim.learning'"]),
         ("config.yaml model.hiden_size=1", ["unknown config key 'model.hiden_size'. Did you mean 'model.hidden_size'?"]),

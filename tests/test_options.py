@@ -134,7 +134,7 @@ def test_a_command_line_option_without_effect_would_be_seen() -> None:
 def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
         *("corpus", "preprocess", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "leakage"),
-        *("pretrain", "evaluate", "plan", "convert", "generate", "report", "verify", "doctor"),
+        *("recipes", "pretrain", "evaluate", "plan", "convert", "generate", "report", "verify", "doctor"),
         *("locate", "was-seen", "coverage"),
     }
 

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         audit.add_dedup,
         audit.add_leakage,
         sequence.add_train_bpe,
+        runs.add_recipes,
         runs.add_pretrain,
         runs.add_evaluate,
         models.add_convert,

@@ -1,4 +1,4 @@
-"""Verbs that train and judge: pretrain, evaluate, plan, report, verify, doctor."""
+"""Verbs that train and judge: recipes, pretrain, evaluate, plan, report, verify, doctor."""
 
 from __future__ import annotations
 
@@ -20,10 +20,30 @@ def _add_run_arguments(verb: Any) -> None:
     verb.add_argument("--ranks", type=int, help="ranks to start on this machine; default: one per GPU, or one model copy on CPU")
 
 
+def add_recipes(verbs: Any) -> None:
+    verb = verbs.add_parser("recipes", help="the published models that pretrain knows by name; with a name, its settings")
+    verb.add_argument("name", nargs="?", metavar="RECIPE")
+    verb.set_defaults(verb=_recipes)
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config import read_recipe, recipe_names
+
+    if arguments.name is not None:
+        print(read_recipe(arguments.name), end="")
+        return 0
+    for name in recipe_names():
+        print(f"{name:24} {read_recipe(name).partition(chr(10))[0].lstrip('# ')}")
+    return 0
+
+
 def add_pretrain(verbs: Any) -> None:
     verb = verbs.add_parser("pretrain", help="train; resumes when the run folder has a checkpoint")
     verb.add_argument(
-        "config", type=Path, metavar="FILE", help="YAML file with the sections data, tokenizer, model, parallel, optim, train, ..."
+        "config",
+        type=Path,
+        metavar="RECIPE_OR_FILE",
+        help="a recipe (`dnapretrain recipes` lists them), or a YAML file with the sections data, tokenizer, model, parallel, ...",
     )
     _add_run_arguments(verb)
     verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -100,8 +120,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def add_plan(verbs: Any) -> None:
     verb = verbs.add_parser("plan", help="before a run: parameters, memory of every layout, FLOPs, time")
-    verb.add_argument("config", type=Path, metavar="FILE", help="YAML file as for pretrain; its data are not opened")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    verb.add_argument("config", type=Path, metavar="RECIPE_OR_FILE", help="as for pretrain; its data are not opened")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, or a YAML file that does")
     verb.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
     verb.add_argument("--gpu", required=True, metavar="KIND", help="kind of GPU, e.g. a100-80, h100, h200")
     verb.add_argument("--mfu", type=float, default=0.4, help="share of the peak to assume for the time (default 0.4)")
@@ -167,7 +187,9 @@ def add_verify(verbs: Any) -> None:
         "layouts", help="train a few steps under every parallel layout; compare each loss and gradient norm with one rank"
     )
     layouts.add_argument("config", type=Path, metavar="CONFIG")
-    layouts.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    layouts.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, or a YAML file that does"
+    )
     layouts.add_argument("--ranks", type=int, metavar="MAX", help="leave out larger layouts; default: 8 on CPU, the number of GPUs on CUDA")
     layouts.add_argument("--steps", type=int, default=10, help="steps to compare (default 10)")
     layouts.add_argument(

@@ -45,9 +45,9 @@ GPUS = (
 
 
 def gpu_by_kind(kind: str) -> Gpu:
-    """The GPU called `kind`, in any case. Raises ConfigError for one that is not in the list."""
+    """The GPU called `kind`, in any case, memory with or without its g (a100-80g). Raises ConfigError for one that is not in the list."""
     for gpu in GPUS:
-        if gpu.kind == kind.lower():
+        if kind.lower() in (gpu.kind, f"{gpu.kind}g"):
             return gpu
     raise ConfigError(f"no data sheet for GPU '{kind}'. Known: {', '.join(gpu.kind for gpu in GPUS)}.")
 

@@ -216,7 +216,12 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
             f"tokenizer.file = {config.file}: no such file, and tokenizer.kind=bpe reads its merges there. Set tokenizer.file=PATH; "
             "the tokenizer.json of a checkpoint or of an exported folder holds them too"
         )
-    return _tokenizer(config, load_bpe(config.file))
+    bpe = load_bpe(config.file)
+    if config.vocab_size not in (None, len(bpe.tokens)):
+        raise ConfigError(
+            f"tokenizer.file = {config.file} has {len(bpe.tokens)} tokens, tokenizer.vocab_size = {config.vocab_size}. Change one of them"
+        )
+    return _tokenizer(config, bpe)
 
 
 def _tokenizer(config: TokenizerConfig, bpe: BpeVocabulary | None) -> Tokenizer:
