@@ -133,7 +133,7 @@ def _write_rest(
         raise DataError(f"none of {len(skipped)} input(s) could be used; the first: {skipped[0].error}")
     for bed in (settings.selection.include, settings.selection.exclude):
         if bed is not None:
-            check_intervals(bed, [(Path(item.source["path"]), item.lengths) for item in scanned])
+            check_intervals(bed, [(Path(item.source["path"]), item.source["assembly"], item.lengths) for item in scanned])
     lengths = np.concatenate([item.documents[:, 2] - item.documents[:, 1] for item in scanned])
     if len(lengths) == 0:
         raise DataError(f"nothing is left of {len(scanned)} input(s): {_dropped(scanned, settings.selection)}")
@@ -226,6 +226,7 @@ def _try_scan(source: _Source, settings: _Settings, writer: FileWriter, meter: M
 
 
 def _scan(source: _Source, settings: _Settings, writer: FileWriter, meter: Meter) -> _Scanned:
+    settings = replace(settings, selection=settings.selection.within(source.assembly))
     selection, policy = settings.selection, settings.policy
     # Regions are chosen from whole segments; what is still too long is cut after that.
     fasta = FastaFile(source.path, replace(policy, max_length=NEVER_CUT) if selection.is_active else policy, settings.sha256)

@@ -7,7 +7,7 @@ together in the file, block by block. Without these settings nothing of this run
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dnapretrain.data.shards.writer import FileWriter
 from dnapretrain.errors import DataError
 
 Intervals = dict[str, NDArray[np.int64]]
-"""By contig: (n, 2) start and end, 0-based half-open, in order, merged."""
+"""By contig, or `assembly:contig`: (n, 2) start and end, 0-based half-open, in order, merged."""
 MOVED_BYTES = 1 << 20
 END = np.iinfo(np.int64).max
 
@@ -32,6 +32,15 @@ class Bed:
     path: Path
     intervals: Intervals
     entry: dict[str, Any]
+
+    def within(self, assembly: str) -> Bed:
+        """The same intervals for one assembly: what is named `assembly:contig` stands under `contig` too."""
+        intervals = dict(self.intervals)
+        for name, own in self.intervals.items():
+            contig = name.removeprefix(f"{assembly}:")
+            if contig != name:
+                intervals[contig] = _merge(np.concatenate([intervals[contig], own])) if contig in intervals else own
+        return replace(self, intervals=intervals)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class Selection:
     def is_active(self) -> bool:
         """Whether anything may be left out."""
         return self.has_intervals or self.max_n_fraction is not None
+
+    def within(self, assembly: str) -> Selection:
+        """The selection for an input of this assembly."""
+        include, exclude = (bed and bed.within(assembly) for bed in (self.include, self.exclude))
+        return replace(self, include=include, exclude=exclude)
 
     def cleaning(self) -> dict[str, Any]:
         """The settings, as the manifest holds them."""
@@ -106,24 +120,32 @@ def read_bed(path: Path) -> Bed:
     return Bed(path, {contig: _merge(np.array(pairs, np.int64)) for contig, pairs in found.items()}, entry)
 
 
-def check_intervals(bed: Bed, contigs_of: list[tuple[Path, dict[str, int]]]) -> None:
-    """Raise DataError unless each contig of the BED file is in one input, and its intervals within its length there.
+def check_intervals(bed: Bed, contigs_of: list[tuple[Path, str, dict[str, int]]]) -> None:
+    """Raise DataError unless each name of the BED file is one contig of one input, and its intervals lie within its length there.
 
-    `contigs_of` holds, for each input, the lengths of its contigs that the BED files name.
+    `contigs_of` holds, for each input, its path, its assembly, and the lengths of its contigs that the BED files name.
     """
-    for contig, intervals in bed.intervals.items():
-        holders = [(path, lengths[contig]) for path, lengths in contigs_of if contig in lengths]
+    for name, intervals in bed.intervals.items():
+        holders = [
+            (path, assembly, contig, lengths[contig])
+            for path, assembly, lengths in contigs_of
+            for contig in dict.fromkeys((name, name.removeprefix(f"{assembly}:")))
+            if contig in lengths
+        ]
         if not holders:
-            raise DataError(f"{bed.path}: contig '{contig}' is in none of the inputs. Use their record names, or remove its lines")
-        if len(holders) > 1:
             raise DataError(
-                f"{bed.path}: contig '{contig}' is in {holders[0][0]} and in {holders[1][0]}. "
-                "Preprocess them one by one, each with its BED file"
+                f"{bed.path}: contig '{name}' is in none of the inputs. Use their record names, or assembly:contig, or remove its lines"
             )
-        path, length = holders[0]
+        if len(holders) > 1:
+            (first, *_), (second, assembly, contig, _) = holders[:2]
+            raise DataError(
+                f"{bed.path}: contig '{name}' is in {first} and in {second}. Say which one in the first column, as assembly:contig, "
+                f"for example '{assembly}:{contig}', with lines for each that is meant"
+            )
+        path, _, _, length = holders[0]
         if intervals[-1, 1] > length:
             raise DataError(
-                f"{bed.path}: contig '{contig}' ends at {length} in {path}, an interval at {intervals[-1, 1]}. "
+                f"{bed.path}: contig '{name}' ends at {length} in {path}, an interval at {intervals[-1, 1]}. "
                 "Give the BED file of this assembly"
             )
 

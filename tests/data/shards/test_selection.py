@@ -137,6 +137,10 @@ def test_settings_are_in_the_manifest(tmp_path):
     [
         ("c9\t1\t2\n", "i.bed: contig 'c9' is in none of the inputs"),
         ("c\t1\t2\n", "i.bed: contig 'c' is in"),
+        ("c\t1\t2\n", "Say which one in the first column, as assembly:contig, for example 'y:c'"),
+        ("x:b\t1\t2\n", "i.bed: contig 'x:b' is in none of the inputs"),
+        ("z:c\t1\t2\n", "i.bed: contig 'z:c' is in none of the inputs"),
+        ("x:c\t1\t2\ny:c\t1\t5\n", "i.bed: contig 'y:c' ends at 4 in"),
         ("b\t1\t7\n", "i.bed: contig 'b' ends at 6 in"),
         ("b\t1\n", "i.bed: line 1 is not BED"),
         ("# x\n\nb\tone\t7\n", "i.bed: line 3 is not BED"),
@@ -155,6 +159,40 @@ def test_bed_errors(tmp_path, option, bed, message):
     with pytest.raises(DataError, match=re.escape(message)):
         preprocess([tmp_path / "x.fa", tmp_path / "y.fa"], tmp_path / "s", **{option: tmp_path / "i.bed"})
     assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("bed", "kept"),
+    [
+        ("x:c 0 2\n", "AC"),
+        ("y:c 1 3\nx:c 0 2\n", "ACcc"),
+        ("y:c 1 3\nx:c 0 2\ny:c 2 6\n", "ACccccc"),
+        ("b 1 3\ny:b 2 5\n", "GGGG"),  # both name the same contig
+        ("HLA:c:d 1 3\n", "TT"),  # a colon may be part of a contig's name
+        ("y:HLA:c:d 0 1\n", "T"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bed_file_may_name_the_assembly(tmp_path, bed, kept, workers):
+    (tmp_path / "x.fa").write_bytes(b">c\nACACACAC\n")
+    (tmp_path / "y.fa").write_bytes(b">b\nGGGGGGGG\n>c\ncccccccA\n>HLA:c:d\nTTTT\n")
+    (tmp_path / "i.bed").write_text(bed)
+    inputs = [tmp_path / "x.fa", tmp_path / "y.fa"]
+    preprocess(inputs, tmp_path / "in", include_bed=tmp_path / "i.bed", workers=workers)
+    assert (tmp_path / "in.bin").read_text() == kept
+    counts = preprocess(inputs, tmp_path / "out", exclude_bed=tmp_path / "i.bed", workers=workers)["counts"]
+    assert counts["dropped_bases"]["regions"] == len(kept)
+    assert counts["kept_bases"] == 28 - len(kept)
+
+
+def test_a_name_that_is_two_contigs_is_an_error(tmp_path):
+    (tmp_path / "x.fa").write_bytes(b">c\nACGT\n")
+    (tmp_path / "y.fa").write_bytes(b">x:c\nACGT\n")
+    (tmp_path / "i.bed").write_text("x:c 0 2\n")
+    with pytest.raises(DataError, match=r"contig 'x:c' is in .*x\.fa and in .*y\.fa\. .* for example 'y:x:c'"):
+        preprocess([tmp_path / "x.fa", tmp_path / "y.fa"], tmp_path / "s", include_bed=tmp_path / "i.bed")
+    (tmp_path / "i.bed").write_text("y:x:c 0 2\n")
+    assert preprocess([tmp_path / "x.fa", tmp_path / "y.fa"], tmp_path / "s", include_bed=tmp_path / "i.bed")["counts"]["kept_bases"] == 2
 
 
 def test_intervals_are_merged(tmp_path):
