@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "examples" / "quickstart" / "gpt.yaml")
 SCRIPTS = [
     "corpus",
+    "lint",
     "preprocess",
     "haplotypes",
     "extract",

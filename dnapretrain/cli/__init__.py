@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for add in (
         sequence.add_corpus,
+        sequence.add_lint,
         sequence.add_preprocess,
         sequence.add_haplotypes,
         sequence.add_extract,

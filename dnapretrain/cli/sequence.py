@@ -1,4 +1,4 @@
-"""Verbs that make shards: corpus, preprocess, haplotypes, extract, train-bpe; and inspect, which shows them."""
+"""Verbs that make shards: corpus, preprocess, haplotypes, extract, train-bpe; lint, which looks before; inspect, which shows them."""
 
 from __future__ import annotations
 
@@ -211,10 +211,54 @@ def _extract(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_lint(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "lint",
+        help="what sequence files hold, what is wrong with them, and what preprocess would make of them; writes nothing",
+        description="Reads each file once and goes on after errors. Exit status: 0 clean; 1 something would stop preprocess; "
+        "2 wrong arguments.",
+    )
+    verb.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="as preprocess takes them: files, folders, patterns, @LIST")
+    verb.add_argument("--json", action="store_true", help="print JSON, with every error")
+    verb.add_argument("--workers", type=int, default=1, help="files read at the same time; the report does not depend on it")
+    verb.add_argument("--min-n-run", type=int, default=10, help="as for preprocess (default 10)")
+    verb.add_argument("--min-length", type=int, default=1, help="as for preprocess (default 1)")
+    verb.add_argument("--max-n-fraction", type=float, metavar="F", help="as for preprocess")
+    verb.add_argument("--include-bed", type=Path, metavar="FILE", help="as for preprocess")
+    verb.add_argument("--exclude-bed", type=Path, metavar="FILE", help="as for preprocess")
+    verb.add_argument("--assembly", help="as for preprocess")
+    verb.set_defaults(verb=_lint)
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.shards.lint import LintSettings, lint
+    from dnapretrain.data.shards.lint_text import format_lint
+
+    settings = LintSettings(
+        workers=arguments.workers,
+        min_n_run=arguments.min_n_run,
+        min_length=arguments.min_length,
+        max_n_fraction=arguments.max_n_fraction,
+        include_bed=arguments.include_bed,
+        exclude_bed=arguments.exclude_bed,
+        assembly=arguments.assembly,
+    )
+    report = lint(arguments.inputs, settings)
+    print(json.dumps(report, indent=1) if arguments.json else format_lint(report))
+    return 0 if report["verdict"] == "clean" else 1
+
+
 def add_inspect(verbs: Any) -> None:
     verb = verbs.add_parser("inspect", help="what a shard holds")
     verb.add_argument("prefix", type=Path, metavar="PREFIX")
     verb.add_argument("--check", action="store_true", help="read every base and compare with the recorded digest")
+    verb.add_argument("--documents", type=int, default=3, metavar="N", help="show the beginning of the first N documents (default 3)")
+    verb.add_argument(
+        "--locus",
+        metavar="LOCUS",
+        help="print the bases of assembly:contig:start-end (1-based, end included) as FASTA, on the contig's plus strand, and nothing else",
+    )
+    verb.add_argument("--picture", type=Path, metavar="PNG", help="also draw lengths, contigs and GC")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(verb=_inspect)
 
@@ -222,9 +266,32 @@ def add_inspect(verbs: Any) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
 
-    inspection = inspect_shard(arguments.prefix, check=arguments.check)
+    if arguments.picture is not None:
+        from dnapretrain.data.shards.inspect_picture import draw_shard
+
+        draw_shard(arguments.prefix, arguments.picture)
+    if arguments.locus is not None:
+        return _inspect_locus(arguments)
+    inspection = inspect_shard(arguments.prefix, check=arguments.check, documents=arguments.documents)
     print(json.dumps(inspection, indent=1) if arguments.json else format_inspection(inspection))
     return 0
+
+
+def _inspect_locus(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.shards.inspect_locus import format_locus, read_locus
+    from dnapretrain.data.shards.shard import open_shard, verify_shard
+
+    if arguments.check:
+        verify_shard(arguments.prefix)
+    found = read_locus(open_shard(arguments.prefix), arguments.locus)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        if found["pieces"]:
+            print(format_locus(found))
+        for stretch in found["missing"]:
+            print(f"dnapretrain: not in the shard: {stretch}", file=sys.stderr)
+    return 0 if found["pieces"] else 1
 
 
 def add_train_bpe(verbs: Any) -> None:

@@ -168,7 +168,7 @@ def select(
     writer.flush()
     lengths = documents[:, 2] - documents[:, 1]
     places = np.cumsum(lengths) - lengths
-    pieces, parents = _cut(selection, contigs, documents)
+    pieces, parents = cut(selection, contigs, documents)
     places = places[parents] + pieces[:, 1] - documents[parents, 1]
     sizes = pieces[:, 2] - pieces[:, 1]
     regions = int(lengths.sum() - sizes.sum())
@@ -181,7 +181,7 @@ def select(
     n_fraction_documents, n_fraction = int(rich.sum()), int(sizes[rich].sum())
     pieces, places, sizes = pieces[~rich], places[~rich], sizes[~rich]
     letters = _move_together(writer, mark, places, sizes, upper_case)
-    return Selected(_equal_parts(pieces, max_length), letters, regions, short_documents, short, n_fraction_documents, n_fraction)
+    return Selected(equal_parts(pieces, max_length), letters, regions, short_documents, short, n_fraction_documents, n_fraction)
 
 
 def _merge(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -197,7 +197,7 @@ def _outside(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
     return edges[edges[:, 0] < edges[:, 1]]
 
 
-def _cut(selection: Selection, contigs: list[str], documents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def cut(selection: Selection, contigs: list[str], documents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The parts of the documents inside the allowed intervals, in order, and the document that each is a part of."""
     parents = np.arange(len(documents))
     for bed, outside in ((selection.include, False), (selection.exclude, True)):
@@ -237,7 +237,7 @@ def _intersect(documents: NDArray[np.int64], allowed: NDArray[np.int64]) -> tupl
     return parts, which
 
 
-def _equal_parts(pieces: NDArray[np.int64], max_length: int) -> NDArray[np.int64]:
+def equal_parts(pieces: NDArray[np.int64], max_length: int) -> NDArray[np.int64]:
     """As the scanner cuts: parts differ by one base at most, the longer ones first."""
     sizes = pieces[:, 2] - pieces[:, 1]
     counts = -(-sizes // max_length)
