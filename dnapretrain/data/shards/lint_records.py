@@ -196,7 +196,8 @@ class Records:
         other = xxhash.xxh3_128()
         for part in reversed(self._held):
             for end in range(len(part), 0, -CHUNK):
-                other.update(_core.reverse_complement(part[max(0, end - CHUNK) : end] & UPPER_BITS).data)
+                bases = part[max(0, end - CHUNK) : end]
+                other.update(_core.reverse_complement(bases & UPPER_BITS if self._selection.is_active else bases).data)
         reverse = other.digest()
         self.is_reverse[-1] = reverse < forward
         self.canonical += min(forward, reverse)

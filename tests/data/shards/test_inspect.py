@@ -189,7 +189,7 @@ def test_a_locus_of_spliced_and_reversed_documents_reads_as_the_contig(genes, co
 def test_labels_are_counted(genes):
     found = inspect_shard(genes)
     assert found["labels"]["feature"] == {"transcript": 2}
-    assert found["labels"]["strand"] == {"-": 1, "+": 1} or found["labels"]["strand"] == {"+": 1, "-": 1}
+    assert found["labels"]["strand"] == {"-": 1, "+": 1}
     assert "by feature   transcript 2" in format_inspection(found).split("\n")
 
 
@@ -240,6 +240,6 @@ def test_a_contig_of_two_assemblies_needs_its_assembly(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.fa").write_text(f">c\nACGT{name.upper().replace('B', 'C')}\n")
     preprocess([tmp_path / "a.fa", tmp_path / "b.fa"], tmp_path / "s")
-    with pytest.raises(ConfigError, match="'c' is in 2 assemblies. Give one: a:c, b:c"):
+    with pytest.raises(ConfigError, match=r"'c' is in 2 assemblies\. Give one: a:c, b:c"):
         read_locus(open_shard(tmp_path / "s"), "c:1-2")
     assert read_locus(open_shard(tmp_path / "s"), "b:c:4-5")["pieces"][0]["bases"] == "TC"

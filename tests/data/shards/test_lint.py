@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dnapretrain.cli import main
 from dnapretrain.data.formats import inputs as formats
 from dnapretrain.data.formats.compression import _OPENERS
+from dnapretrain.data.formats.inputs import strip_suffixes
 from dnapretrain.data.shards import lint_records, lint_scan
 from dnapretrain.data.shards.lint import LintSettings, lint
 from dnapretrain.data.shards.lint_text import format_lint
@@ -391,3 +393,31 @@ def test_command(tmp_path, capsys):
     assert f"error        {tmp_path / 'x.fa'}: line 18, record 'five': '-' is a gap" in text
     assert "verdict      6 error(s), 1 of 1 file(s) cannot be used: preprocess would stop. Mend them" in text
     assert main(["lint", str(tmp_path / "x.fa"), "--workers", "0"]) == 2
+
+
+@pytest.mark.parametrize("arguments", [{}, {"min_n_run": 3, "min_length": 60}, {"max_n_fraction": 0.01, "min_length": 100}])
+def test_real_files_are_counted_and_refused_as_by_preprocess(tmp_path, arguments):
+    if "DNAPRETRAIN_TEST_DATA" not in os.environ:
+        pytest.skip("DNAPRETRAIN_TEST_DATA is not set")
+    folder = Path(os.environ["DNAPRETRAIN_TEST_DATA"])
+    inputs = list({strip_suffixes(path.name): path for path in sorted((folder / "awkward").iterdir())}.values())
+    inputs.append(folder / "genomes" / "celegans_WBcel235_1pct.fa.gz")
+    report = lint(inputs, LintSettings(workers=2, **arguments))
+    manifest = preprocess(inputs, tmp_path / "s", workers=2, on_error="skip", **arguments)
+    assert report["errors"] == []
+    refused = [(file["path"], file["errors"][0]) for file in report["files"] if not file["usable"]]
+    assert len(refused) > 5
+    for (path, mistake), skipped in zip(refused, manifest["skipped"], strict=True):
+        line, record = mistake["line"], mistake["record"]
+        place = ", ".join(text for text in (line and f"line {line}", record and f"record '{record}'") if text)
+        assert skipped == {"path": path, "error": f"{path}: {place}: {mistake['message']}"}
+    kept = [file for file in report["files"] if file["usable"]]
+    for file, source in zip(kept, manifest["sources"], strict=True):
+        assert [file[key] for key in ("path", "assembly", "size", "xxh3_128", "counts")] == [
+            source[key] for key in ("path", "assembly", "size", "xxh3_128", "counts")
+        ]
+        assert file["format"] == source.get("format", "FASTA")
+        assert file["all_lower_case"] == source.get("all_lower_case", False)
+    assert report["preprocess"]["counts"] == manifest["counts"]
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    assert report["preprocess"]["disk_bytes_estimate"] == pytest.approx(size, rel=0.03)
