@@ -133,7 +133,7 @@ def test_a_command_line_option_without_effect_would_be_seen() -> None:
 
 def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
-        *("corpus", "preprocess", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "leakage"),
+        *("corpus", "lint", "preprocess", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "leakage"),
         *("recipes", "pretrain", "evaluate", "plan", "convert", "generate", "report", "verify", "doctor"),
         *("locate", "was-seen", "coverage"),
     }
@@ -173,7 +173,9 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
 
 
 def test_data_verbs_import_nothing_heavy(shard: Path) -> None:
+    assert heavy_modules(["lint", f"{shard}.fa"]) == []
     assert heavy_modules(["inspect", str(shard), "--check"]) == []
+    assert heavy_modules(["inspect", str(shard), "--locus", "small:a:2-5"]) == []
     assert heavy_modules(["preprocess", f"{shard}.fa", "--output", str(shard), "--overwrite", "--workers", "2"]) == []
 
 

@@ -69,7 +69,10 @@ def add_preprocess(verbs: Any) -> None:
     verb.add_argument("--min-length", type=int, default=1, help="leave out segments shorter than so many bases, counted (default 1)")
     verb.add_argument("--max-n-fraction", type=float, metavar="F", help="leave out documents with a larger share of N, counted")
     verb.add_argument(
-        "--include-bed", type=Path, metavar="FILE", help="keep only what lies in these intervals; documents end at their edges"
+        "--include-bed",
+        type=Path,
+        metavar="FILE",
+        help="keep only what lies in these intervals, of contig or assembly:contig; documents end at their edges",
     )
     verb.add_argument("--exclude-bed", type=Path, metavar="FILE", help="leave out what lies in these intervals")
     verb.add_argument(
