@@ -106,7 +106,6 @@ class Records:
         self._size = 0
         self._counts = np.zeros(256, np.int64)
         self._forward = xxhash.xxh3_128()
-        self._n_run = 0
         self._runs = 0
 
     def cut_as_asked(self, documents: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
@@ -141,7 +140,8 @@ class Records:
         self._size += len(bases)
         upper = bases & UPPER_BITS if counts[LOWER].any() else bases
         self._forward.update(upper.data)
-        self._find_runs(upper, int(counts[N] + counts[N | 0x20]))
+        if counts[N] or counts[N | 0x20]:
+            self._find_runs(upper)
         if self._selection.is_active:
             self._held.append(bases)
         elif self._size <= MAX_BOTH_STRANDS:
@@ -149,19 +149,12 @@ class Records:
         else:
             self._held.clear()
 
-    def _find_runs(self, upper: NDArray[np.uint8], count: int) -> None:
-        """Runs of N of any length; one may go on in the next bases."""
-        if count == 0:
-            self._n_run = 0
-            return
+    def _find_runs(self, upper: NDArray[np.uint8]) -> None:
+        """Runs of N of any length. The scanner keeps an open run back until it ends, so none is in two parts."""
         steps = np.diff((upper == N).view(np.int8), prepend=np.int8(0), append=np.int8(0))
-        starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-        sizes = ends - starts
-        goes_on = self._n_run > 0 and starts[0] == 0
-        self._runs += len(starts) - goes_on
-        sizes[0] += self._n_run * goes_on
+        sizes = np.flatnonzero(steps == -1) - np.flatnonzero(steps == 1)
+        self._runs += len(sizes)
         self.longest_n_run = max(self.longest_n_run, int(sizes.max()))
-        self._n_run = int(sizes[-1]) if ends[-1] == len(upper) else 0
 
     def _end(self, header: str, kinds: list[str]) -> None:
         name, _, _ = header.replace("\t", " ").partition(" ")
