@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnapretrain import _core
+from dnapretrain.data.shards.packed import ASCII, EXCEPTIONS
 from dnapretrain.data.shards.shard import Shard, open_shard, verify_shard
 
 SHOWN_DOCUMENTS = 3
@@ -30,6 +31,8 @@ def inspect_shard(prefix: str | Path, check: bool = False) -> dict[str, Any]:
         "prefix": str(prefix),
         "documents": len(shard.lengths),
         "bases": len(shard.bases),
+        "encoding": shard.encoding,
+        "stored_bytes": sum(entry["size"] for kind, entry in shard.manifest["files"].items() if kind in ("bin", EXCEPTIONS)),
         **_composition(shard),
         "lengths": _length_summary(shard.lengths),
         "contigs": _contigs(shard),
@@ -64,6 +67,8 @@ def format_inspection(inspection: dict[str, Any]) -> str:
         f"left out     of {counts['total_bases']:,} bases: {dropped}; short documents {counts['dropped_documents']['short']:,}",
         f"U made T     {counts['u_converted']:,}",
     ]
+    if inspection["encoding"] != ASCII:
+        lines.insert(3, f"encoding     {inspection['encoding']}, {inspection['stored_bytes']:,} bytes")
     for source in inspection["sources"]:
         lines.append(f"source       {source['path']} ({source['assembly']}), {source['size']:,} bytes, XXH3-128 {source['xxh3_128']}")
     for document in inspection["first"]:
