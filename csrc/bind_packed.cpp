@@ -57,11 +57,19 @@ py::tuple py_pack(const LetterArray &bases, int state) {
                           static_cast<int>(last));
 }
 
+LetterArray py_unpack(const LetterArray &packed, bool plain) {
+    if (packed.ndim() != 1) throw std::invalid_argument("packed bases must have one dimension");
+    LetterArray out(packed.size() * 4);
+    unpack_bytes(packed.data(), packed.size(), out.mutable_data(), plain);
+    return out;
+}
+
 }  // namespace
 
 void bind_packed(py::module_ &module) {
     module.attr("PACKED_BLOCK") = PackedBases::kBlock;
     module.def("pack_bases", &py_pack, py::arg("bases").noconvert(), py::arg("state"));
+    module.def("unpack_bytes", &py_unpack, py::arg("packed").noconvert(), py::arg("plain"));
     py::class_<PackedArrays, std::shared_ptr<PackedArrays>>(module, "PackedBases")
         .def(py::init(&make_packed), py::arg("packed").noconvert(), py::arg("size"), py::arg("before").noconvert(),
              py::arg("offsets").noconvert(), py::arg("states").noconvert())

@@ -135,6 +135,9 @@ private:
 // then of the last base. Throws std::invalid_argument at a byte that is no letter.
 void pack_bases(const uint8_t *bases, int64_t length, uint8_t &state, uint8_t *packed, Changes &changes);
 
+// The letters, upper case, that packed bytes stand for, four each: as read() has them, or by the path that every processor has.
+void unpack_bytes(const uint8_t *packed, int64_t bytes, uint8_t *out, bool plain);
+
 // Room for the letters of one window, kept between windows.
 class Scratch {
 public:

@@ -46,6 +46,9 @@ def pack_bases(
     that is no letter.
     """
 
+def unpack_bytes(packed: NDArray[np.uint8], plain: bool) -> NDArray[np.uint8]:
+    """Four upper-case letters for each byte, by the path of this processor or by the plain one: for tests."""
+
 class PackedBases:
     """Letters of bases that are held at 2 bits each: a slice is decoded, nothing else is copied.
 

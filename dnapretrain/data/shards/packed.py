@@ -1,7 +1,7 @@
 """Bases at 2 bits each as they are read: `.bin`, and `.exceptions` for what 2 bits cannot say (FORMAT.md).
 
 The exceptions are changes of state, found by block: reading a window looks at the changes of its blocks alone, however many there are
-(the soft-masked human genome has some 11 million). Both files are mapped; what is decoded is what a slice asks for.
+(the soft-masked human genome has about 10 million). Both files are mapped; what is decoded is what a slice asks for.
 """
 
 from __future__ import annotations

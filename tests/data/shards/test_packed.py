@@ -123,6 +123,15 @@ def test_extreme_texts(text: str) -> None:
         assert bases[start:end].tobytes().decode() == text[start:end]
 
 
+def test_both_paths_of_unpacking_equal_plain_python() -> None:
+    every = np.concatenate([np.arange(256), np.random.default_rng(1).integers(0, 256, 1000)]).astype(np.uint8)
+    expected = "".join("ACGT"[byte >> 2 * place & 3] for byte in every.tolist() for place in range(4))
+    for start in (0, 1, 5):
+        for end in [*range(start, start + 40), len(every)]:
+            for plain in (True, False):
+                assert _core.unpack_bytes(every[start:end], plain).tobytes().decode() == expected[4 * start : 4 * end]
+
+
 def test_pieces_of_any_number_of_blocks_pack_alike() -> None:
     array = np.frombuffer(random_bases(5, 5 * BLOCK + 77).encode(), np.uint8)
     whole = _core.pack_bases(array, 0)
