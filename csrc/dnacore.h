@@ -421,7 +421,9 @@ struct Source {
     const SampleIndex *index;
     const int64_t *segment_start;
     Bases bases;
-    const uint8_t *read(const Run &run, Scratch &scratch) const { return bases.read(segment_start[run.segment] + run.start, run.length, scratch); }
+    const uint8_t *read(const Run &run, Scratch &scratch) const {
+        return bases.read(segment_start[run.segment] + run.start, run.length, scratch);
+    }
 };
 
 // Writes one sample: tokens, labels and loss weights of `sequence_length` places each. `masking` is read where the rules of the

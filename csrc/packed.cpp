@@ -146,7 +146,9 @@ void PackedBases::read(int64_t start, int64_t length, uint8_t *out) const {
     }
 }
 
-void unpack_bytes(const uint8_t *packed, int64_t bytes, uint8_t *out, bool plain) { (plain ? unpack_plain : kUnpack)(packed, bytes, out); }
+void unpack_bytes(const uint8_t *packed, int64_t bytes, uint8_t *out, bool plain) {
+    (plain ? unpack_plain : kUnpack)(packed, bytes, out);
+}
 
 void pack_bases(const uint8_t *bases, int64_t length, uint8_t &state, uint8_t *packed, Changes &changes) {
     for (int64_t block = 0; block < length; block += PackedBases::kBlock) {
