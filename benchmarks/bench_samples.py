@@ -3,11 +3,13 @@
     python benchmarks/bench_samples.py [--bases 200_000_000]
 
 A row gives bases read per second, and the bytes of tokens, labels and loss mask written per second. Each row of the causal
-objective has one of the masked objective beside it; the two take turns, so that a busy machine slows both.
+objective has one of the masked objective beside it; the two take turns, so that a busy machine slows both. Last come shards on disk,
+ASCII and 2 bits per base in turns (CPU time of the thread): soft-masked bases as the human genome has them, half of them in runs of 300.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,10 @@ from dnapretrain._core import SampleIndex
 from dnapretrain.config import DataConfig, TokenizerConfig
 from dnapretrain.data.sampling.samples import SampleStream, Source
 from dnapretrain.data.sampling.split import whole_documents
+from dnapretrain.data.shards.encode import convert_shard
+from dnapretrain.data.shards.preprocess import preprocess
+from dnapretrain.data.shards.shard import Shard, open_shard, shard_file
+from dnapretrain.data.tokens.bpe import train_bpe
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 
 BATCH = 32
@@ -29,13 +35,15 @@ def median_seconds(function: Callable[[int], Any], rounds: int = 15) -> float:
     return median_seconds_in_turns([function], rounds)[0]
 
 
-def median_seconds_in_turns(functions: Sequence[Callable[[int], Any]], rounds: int = 15) -> list[float]:
+def median_seconds_in_turns(
+    functions: Sequence[Callable[[int], Any]], rounds: int = 15, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     seconds: list[list[float]] = [[] for _ in functions]
     for number in range(rounds):
         for function, times in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function(number)
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return [statistics.median(times) for times in seconds]
 
 
@@ -66,6 +74,70 @@ def bench_batches(bases: int) -> None:
                     f"{kind:10} {sampling:8} {objective} {documents:6} documents: {used / seconds / 1e6:8.0f} Mbase/s "
                     f"{written / seconds / 1e9:6.2f} GB/s written {seconds / BATCH * 1e6:7.2f} us/sample"
                 )
+
+
+def soft_masked(bases: int) -> np.ndarray:
+    """Random letters, half of them lower case in runs of 300 on average, and an N in every 100,000."""
+    rng = np.random.default_rng(1)
+    text = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, bases, dtype=np.uint8)]
+    borders = np.zeros(bases, np.uint8)
+    borders[rng.integers(0, bases, bases // 300)] = 1
+    text |= (np.bitwise_xor.accumulate(borders) << 5).astype(np.uint8)
+    text[rng.integers(0, bases, bases // 100_000)] = ord("N")
+    return text
+
+
+def write_shards(folder: Path, name: str, text: np.ndarray) -> dict[str, Shard]:
+    with (folder / f"{name}.fa").open("wb") as file:
+        for number, part in enumerate(np.array_split(text, 10)):
+            file.write(b">%d\n%b\n" % (number, part.tobytes()))
+    ascii_prefix, packed_prefix = folder / f"{name}-ascii", folder / f"{name}-2bit"
+    preprocess([folder / f"{name}.fa"], ascii_prefix)
+    (folder / f"{name}.fa").unlink()
+    start = time.perf_counter()
+    convert_shard(ascii_prefix, packed_prefix, "2bit")
+    seconds = time.perf_counter() - start
+    sizes = [shard_file(ascii_prefix, "bin"), shard_file(packed_prefix, "bin"), shard_file(packed_prefix, "exceptions")]
+    plain, packed, exceptions = (path.stat().st_size for path in sizes)
+    print(
+        f"{name}: {plain:,} bytes of ASCII, {packed:,} packed + {exceptions:,} of exceptions, {plain / (packed + exceptions):.2f} times "
+        f"less; packed at {plain / seconds / 1e6:.0f} Mbase/s"
+    )
+    return {"ascii": open_shard(ascii_prefix), "2bit": open_shard(packed_prefix)}
+
+
+def bench_encodings(bases: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        soft = write_shards(folder, "soft-masked", soft_masked(bases))
+        worst = write_shards(folder, "case-at-random", random_shard(bases // 10, 10).bases)
+        train_bpe([soft["ascii"].prefix], folder / "bpe.json", max_bases=2_000_000)
+        kinds: dict[str, dict[str, Any]] = {"nucleotide": {}, "kmer": {"k": 6}, "bpe": {"file": folder / "bpe.json"}}
+        for kind, settings in kinds.items():
+            bench_encoding(kind, build_tokenizer(TokenizerConfig(kind=kind, **settings)), soft)
+        bench_encoding("nucleotide, case at random", build_tokenizer(TokenizerConfig(kind="nucleotide")), worst)
+
+
+def bench_encoding(name: str, tokenizer: Any, shards: dict[str, Shard]) -> None:
+    bases = 8192 if tokenizer.bases_per_token == 1 else 6144
+    data = DataConfig(
+        train="random",
+        sequence_length=bases // tokenizer.bases_per_token,
+        reverse_complement=0.0 if tokenizer.bases_per_token == 1 else 0.5,
+        random_phase=not tokenizer.is_variable and tokenizer.bases_per_token > 1,
+    )
+    streams = [SampleStream("train", [Source(shard, whole_documents(shard))], data, tokenizer) for shard in shards.values()]
+    if streams[0].digest != streams[1].digest:
+        raise RuntimeError("the two encodings have different digests")
+    for shard in shards.values():
+        for start in range(0, len(shard.bases), 1 << 24):
+            np.asarray(shard.bases[start : start + (1 << 24)]).sum()  # into the page cache
+    calls = [lambda number, stream=stream: stream.batch(np.arange(number * BATCH, (number + 1) * BATCH)) for stream in streams]
+    plain, packed = median_seconds_in_turns(calls, rounds=101, clock=time.thread_time)
+    print(
+        f"{name:26} windows of {bases} bases: ascii {bases * BATCH / plain / 1e6:6.0f} Mbase/s {plain / BATCH * 1e6:7.2f} us/sample, "
+        f"2bit {bases * BATCH / packed / 1e6:6.0f} Mbase/s {packed / BATCH * 1e6:7.2f} us/sample, ratio {plain / packed:.3f}"
+    )
 
 
 def bench_copy() -> None:
@@ -103,8 +175,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bases", type=int, default=200_000_000)
     bench_copy()
-    bench_batches(parser.parse_args().bases)
+    arguments = parser.parse_args()
+    bench_batches(arguments.bases)
     bench_lookup()
+    bench_encodings(arguments.bases)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ void fill_causal(const Source &source, const Encoder &encoder, const Sample &sam
     const int64_t S = rules.sequence_length;
     int64_t first = special.bos, filled = 0;  // T[0], and places of `labels` written so far
     bool have_first = rules.add_bos;
+    Scratch scratch;
     for (const Run &run : sample.runs) {
-        const uint8_t *bases = source.bases + source.segment_start[run.segment] + run.start;
+        const uint8_t *bases = source.read(run, scratch);
         int64_t count = run.length / rules.k;
         if (!have_first && count) {
             float unused;
@@ -50,7 +51,8 @@ int64_t fill_causal(const Source &source, const VariableEncoder &encoder, const 
     const SpecialIds &special = encoder.special();
     const int64_t S = rules.sequence_length;
     const Run &run = sample.runs.front();
-    const uint8_t *bases = source.bases + source.segment_start[run.segment] + run.start;
+    Scratch scratch;
+    const uint8_t *bases = source.read(run, scratch);
     Encoded read;
     if (rules.add_bos) {
         read = encoder.encode(bases, run.length, run.reverse, S, labels, weights);
@@ -86,13 +88,14 @@ int64_t fill_masked(const Source &source, const AnyEncoder &encoder, const Maski
     const CutRules &rules = source.index->rules();
     const SpecialIds &special = encoder.special();
     int64_t filled = 0, cut = 0;
+    Scratch scratch;
     const auto put_special = [&](int64_t id) {
         labels[filled] = id;
         weights[filled++] = 0.0F;
     };
     if (rules.add_bos) put_special(special.bos);
     for (const Run &run : sample.runs) {
-        const uint8_t *bases = source.bases + source.segment_start[run.segment] + run.start;
+        const uint8_t *bases = source.read(run, scratch);
         const Encoded read = encode_run(encoder, run, bases, rules.label_tokens(), labels + filled, weights + filled);
         filled += read.tokens;
         cut += run.length - read.bases;

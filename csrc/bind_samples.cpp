@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <variant>
 
+#include "bind_bases.h"
 #include "dnacore.h"
 
 namespace py = pybind11;
@@ -31,7 +32,7 @@ std::vector<int64_t> to_vector(const Array<int64_t> &array, const char *what) {
 struct SourceArrays {
     std::shared_ptr<const SampleIndex> index;
     Array<int64_t> segment_start;
-    Array<uint8_t> bases;
+    AnyBases bases;
 };
 
 using AnyEncoder = std::variant<std::shared_ptr<Encoder>, std::shared_ptr<VariableEncoder>>;
@@ -50,7 +51,7 @@ py::list to_list(const std::vector<Run> &runs) {
 // Sources, blend and encoder behind one call per batch. Keeps the numpy arrays alive.
 class BatchFiller {
 public:
-    BatchFiller(const AnyEncoder &encoder, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, Array<uint8_t>>> &sources,
+    BatchFiller(const AnyEncoder &encoder, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, AnyBases>> &sources,
                 const std::vector<int64_t> &samples_per_block, uint64_t seed, const std::optional<Masking> &masking,
                 const std::vector<std::pair<int64_t, std::vector<int64_t>>> &later_stages)
         : encoder_(encoder), masking_(masking), blend_(make_blend(sources, samples_per_block, seed)) {
@@ -63,9 +64,9 @@ public:
                 throw std::invalid_argument("the sources have different sequence lengths");
             if (index->rules().masked != masking.has_value())
                 throw std::invalid_argument("the rules of an index are masked and the filler has no masking, or the other way round");
-            check_bounds(*index, starts, item_count(bases, "bases"));
+            check_bounds(*index, starts, base_count(bases));
             arrays_.push_back({index, starts, bases});
-            sources_.push_back({index.get(), starts.data(), bases.data()});
+            sources_.push_back({index.get(), starts.data(), view_of(bases)});
         }
     }
 
@@ -171,7 +172,8 @@ private:
         const int64_t most = rules.label_tokens() + rules.context_tokens();
         std::vector<int64_t> ids(static_cast<size_t>(most));
         std::vector<float> weights(static_cast<size_t>(most));
-        const uint8_t *bases = from.bases + from.segment_start[run.segment] + run.start;
+        Scratch scratch;
+        const uint8_t *bases = from.read(run, scratch);
         const int64_t read = encoder.encode(bases, run.length, run.reverse, most, ids.data(), weights.data()).bases;
         run.start += run.reverse ? run.length - read : 0;
         run.length = read;
@@ -339,7 +341,7 @@ void bind_samples(py::module_ &module) {
         .def("resolve", &resolve, py::arg("draw"));
 
     py::class_<BatchFiller>(module, "BatchFiller")
-        .def(py::init<const AnyEncoder &, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, Array<uint8_t>>> &,
+        .def(py::init<const AnyEncoder &, const std::vector<std::tuple<std::shared_ptr<SampleIndex>, Array<int64_t>, AnyBases>> &,
                       const std::vector<int64_t> &, uint64_t, const std::optional<Masking> &,
                       const std::vector<std::pair<int64_t, std::vector<int64_t>>> &>(),
              py::arg("encoder"), py::arg("sources").noconvert(), py::arg("samples_per_block"), py::arg("seed"),

@@ -2,8 +2,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <string>
 
+#include "bind_bases.h"
 #include "sketch.h"
 
 namespace py = pybind11;
@@ -11,33 +13,34 @@ using namespace dnacore;
 
 namespace {
 
-using Bases = py::array_t<uint8_t, py::array::c_style>;
 using Hashes = py::array_t<uint64_t, py::array::c_style>;
 using Int64s = py::array_t<int64_t, py::array::c_style>;
 
-void check_pieces(const Bases &bases, const Int64s &starts, const Int64s &ends, const Int64s &limits) {
-    if (bases.ndim() != 1 || starts.ndim() != 1 || ends.ndim() != 1 || limits.ndim() != 1)
-        throw std::invalid_argument("bases, starts, ends and limits must have 1 dimension each");
+void check_pieces(int64_t bases, const Int64s &starts, const Int64s &ends, const Int64s &limits) {
+    if (starts.ndim() != 1 || ends.ndim() != 1 || limits.ndim() != 1)
+        throw std::invalid_argument("starts, ends and limits must have 1 dimension each");
     if (starts.size() != ends.size() || starts.size() != limits.size())
         throw std::invalid_argument("starts, ends and limits must be equally many");
     for (py::ssize_t i = 0; i < starts.size(); ++i)
-        if (starts.at(i) < 0 || starts.at(i) > ends.at(i) || ends.at(i) > limits.at(i) || limits.at(i) > bases.size())
-            throw std::invalid_argument("piece " + std::to_string(i) + " is not 0 <= start <= end <= limit <= " + std::to_string(bases.size()));
+        if (starts.at(i) < 0 || starts.at(i) > ends.at(i) || ends.at(i) > limits.at(i) || limits.at(i) > bases)
+            throw std::invalid_argument("piece " + std::to_string(i) + " is not 0 <= start <= end <= limit <= " + std::to_string(bases));
 }
 
-py::tuple py_sketch(const Bases &bases, const Int64s &starts, const Int64s &ends, const Int64s &limits, int64_t k, int64_t scale) {
+py::tuple py_sketch(const AnyBases &bases, const Int64s &starts, const Int64s &ends, const Int64s &limits, int64_t k, int64_t scale) {
     const Sketcher sketcher(k, scale);
-    check_pieces(bases, starts, ends, limits);
+    check_pieces(base_count(bases), starts, ends, limits);
     Int64s counts(starts.size());
-    const uint8_t *base = bases.data();
+    const Bases held = view_of(bases);
     const int64_t *start = starts.data(), *end = ends.data(), *limit = limits.data();
     int64_t *count = counts.mutable_data();
     std::vector<uint64_t> hashes;
     {
         const py::gil_scoped_release release;
+        Scratch scratch;
         for (py::ssize_t i = 0; i < starts.size(); ++i) {
             const size_t before = hashes.size();
-            sketcher.add(base, start[i], end[i], limit[i], hashes);
+            const int64_t stop = std::min(end[i] + k - 1, limit[i]);  // of the last k-mer that begins in the piece
+            if (stop > start[i]) sketcher.add(held.read(start[i], stop - start[i], scratch), 0, end[i] - start[i], stop - start[i], hashes);
             count[i] = static_cast<int64_t>(hashes.size() - before);
         }
     }

@@ -103,6 +103,70 @@ private:
     int64_t staged_line_ = 0;
 };
 
+// ---- bases as they are stored: packed.cpp ------------------------------------------------------
+
+// What 2 bits cannot say: from a base on, the state is another one. A state is 0 (A, C, G, T), 0x20 (a, c, g, t), or the letter
+// that stands there whatever the 2 bits are.
+struct Changes {
+    std::vector<uint16_t> offsets;  // in the block
+    std::vector<uint8_t> states;
+    std::vector<int64_t> per_block;
+};
+
+// Bases at 2 bits each (base i in bits 2 (i % 4) of byte i / 4; A, C, G, T are 0 to 3), mapped from files: no copy, no state.
+class PackedBases {
+public:
+    static constexpr int64_t kBlock = 65536;
+    // `before`: changes before each block of kBlock bases, then all of them: blocks + 1 numbers, in order.
+    PackedBases(const uint8_t *packed, int64_t size, const int64_t *before, const uint16_t *offsets, const uint8_t *states);
+    int64_t size() const { return size_; }
+    // Writes the letters of bases [start, start + length), which lie within [0, size). O(length + log(changes of a block)).
+    void read(int64_t start, int64_t length, uint8_t *out) const;
+
+private:
+    const uint8_t *packed_;
+    int64_t size_;
+    const int64_t *before_;
+    const uint16_t *offsets_;
+    const uint8_t *states_;
+};
+
+// Packs bases that begin at a border of blocks: `packed` has room for (length + 3) / 4 bytes, `state` is that of the base before and
+// then of the last base. Throws std::invalid_argument at a byte that is no letter.
+void pack_bases(const uint8_t *bases, int64_t length, uint8_t &state, uint8_t *packed, Changes &changes);
+
+// The letters, upper case, that packed bytes stand for, four each: as read() has them, or by the path that every processor has.
+void unpack_bytes(const uint8_t *packed, int64_t bytes, uint8_t *out, bool plain);
+
+// Room for the letters of one window, kept between windows.
+class Scratch {
+public:
+    uint8_t *room(int64_t length) {
+        if (length > size_) {
+            bytes_.reset(new uint8_t[static_cast<size_t>(length)]);
+            size_ = length;
+        }
+        return bytes_.get();
+    }
+
+private:
+    std::unique_ptr<uint8_t[]> bytes_;
+    int64_t size_ = 0;
+};
+
+// The bases of a shard, stored as letters or packed.
+struct Bases {
+    const uint8_t *letters = nullptr;
+    const PackedBases *packed = nullptr;  // read where there is one
+    // The letters of bases [start, start + length): where they lie, or in `scratch`, until it is used again.
+    const uint8_t *read(int64_t start, int64_t length, Scratch &scratch) const {
+        if (!packed) return letters + start;
+        uint8_t *out = scratch.room(length);
+        packed->read(start, length, out);
+        return out;
+    }
+};
+
 // ---- bases to samples: order.cpp, kmers.cpp, sample_index.cpp, masking.cpp, batch.cpp --------------
 
 // The order of the pipeline: segments (lengths) -> SampleIndex (draw -> runs of bases) -> Blend
@@ -356,7 +420,10 @@ private:
 struct Source {
     const SampleIndex *index;
     const int64_t *segment_start;
-    const uint8_t *bases;
+    Bases bases;
+    const uint8_t *read(const Run &run, Scratch &scratch) const {
+        return bases.read(segment_start[run.segment] + run.start, run.length, scratch);
+    }
 };
 
 // Writes one sample: tokens, labels and loss weights of `sequence_length` places each. `masking` is read where the rules of the

@@ -34,6 +34,42 @@ def reverse_complement(bases: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def count_bytes(bases: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Occurrences of each of the 256 byte values."""
 
+PACKED_BLOCK: int
+"""Bases of a block of packed bases: changes are told from the start of their block, in 16 bits."""
+
+def pack_bases(
+    bases: NDArray[np.uint8], state: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8], NDArray[np.int64], int]:
+    """Bases at 2 bits each; offset and new state of each change; changes of each block; state of the last base.
+
+    `bases` begin at a border of blocks; `state` is that of the base before them. States: FORMAT.md. Raises ValueError at a byte
+    that is no letter.
+    """
+
+def unpack_bytes(packed: NDArray[np.uint8], plain: bool) -> NDArray[np.uint8]:
+    """Four upper-case letters for each byte, by the path of this processor or by the plain one: for tests."""
+
+class PackedBases:
+    """Letters of bases that are held at 2 bits each: a slice is decoded, nothing else is copied.
+
+    before: changes before each block, then all of them. Raises ValueError for arrays that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        packed: NDArray[np.uint8],
+        size: int,
+        before: NDArray[np.int64],
+        offsets: NDArray[np.uint16],
+        states: NDArray[np.uint8],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        """ASCII, case kept. Raises ValueError for a step other than 1."""
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.uint8]:
+        """All letters, in memory."""
+
 BLEND_BLOCK: int
 """Samples per block of a blend; within each block the sources have exact counts."""
 
@@ -186,7 +222,7 @@ class BatchFiller:
     def __init__(
         self,
         encoder: Encoder | VariableEncoder,
-        sources: list[tuple[SampleIndex, NDArray[np.int64], NDArray[np.uint8]]],
+        sources: list[tuple[SampleIndex, NDArray[np.int64], NDArray[np.uint8] | PackedBases]],
         samples_per_block: list[int],
         seed: int,
         masking: Masking | None = None,
@@ -225,7 +261,13 @@ MIN_SKETCH_K: int
 MAX_SKETCH_K: int
 
 def sketch(
-    bases: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], limits: NDArray[np.int64], *, k: int, scale: int
+    bases: NDArray[np.uint8] | PackedBases,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    *,
+    k: int,
+    scale: int,
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Kept hashes of pieces, one piece after another, and how many each has: distinct, in order, the same on either strand.
 

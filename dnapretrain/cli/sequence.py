@@ -78,6 +78,12 @@ def add_preprocess(verbs: Any) -> None:
     verb.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out inputs that cannot be used, and list them"
     )
+    verb.add_argument(
+        "--encoding",
+        choices=("ascii", "2bit"),
+        default="ascii",
+        help="2bit: a quarter of the disk and page cache, the same samples; for dnapretrain only (default ascii)",
+    )
     verb.add_argument("--assembly", help="name of the assembly in loci (one input); default: the file name")
     verb.add_argument("--sha256", action="store_true", help="record SHA-256 of the inputs beside XXH3-128")
     verb.add_argument("--overwrite", action="store_true", help="replace an existing shard")
@@ -101,6 +107,7 @@ def _preprocess(arguments: argparse.Namespace) -> int:
         include_bed=arguments.include_bed,
         exclude_bed=arguments.exclude_bed,
         on_error=arguments.on_error,
+        encoding=arguments.encoding,
     )
     print(format_inspection(inspect_shard(arguments.output)))
     return 0

@@ -178,7 +178,7 @@ def _look_at_documents(shards: Sequence[Shard]) -> _Documents:
     for place in asked.tolist():
         shard = shards[number[place]]
         first = int(shard.offsets[document[place]])
-        digests += _digest(shard.bases[first : first + int(length[place])])
+        digests += _digest(shard, first, first + int(length[place]))
     table = np.frombuffer(bytes(digests), np.dtype([("a", "<u8"), ("b", "<u8")]))
     _, first_place, same = np.unique(table, return_index=True, return_inverse=True)
     original = np.arange(len(length))
@@ -186,13 +186,13 @@ def _look_at_documents(shards: Sequence[Shard]) -> _Documents:
     return _Documents(number, document, length, original)
 
 
-def _digest(bases: NDArray[np.uint8]) -> bytes:
+def _digest(shard: Shard, first: int, last: int) -> bytes:
     """16 bytes that are the same for the reverse complement, and in either case: the smaller one of the two strands' XXH3-128."""
     forward, backward = xxhash.xxh3_128(), xxhash.xxh3_128()
-    for start in range(0, len(bases), READ_BASES):
-        forward.update((np.asarray(bases[start : start + READ_BASES]) & UPPER).data)
-    for end in range(len(bases), 0, -READ_BASES):
-        backward.update(_core.reverse_complement(np.asarray(bases[max(end - READ_BASES, 0) : end]) & UPPER).data)
+    for start in range(first, last, READ_BASES):
+        forward.update((np.asarray(shard.bases[start : min(start + READ_BASES, last)]) & UPPER).data)
+    for end in range(last, first, -READ_BASES):
+        backward.update(_core.reverse_complement(np.asarray(shard.bases[max(end - READ_BASES, first) : end]) & UPPER).data)
     return min(forward.digest(), backward.digest())
 
 

@@ -30,6 +30,11 @@ DTYPES: dict[int, type[np.generic]] = {
     7: np.float32,
     8: np.uint16,
 }
+PACKED = 0x82
+"""Dtype code of bases at 2 bits each, lengths and pointers in bases. No code of Megatron's: it refuses such an index instead of
+reading packed bytes as bases."""
+CODE_AT = 17
+"""Byte of the `.idx` that holds the dtype code."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Index:
     """Byte at which each sequence begins in the `.bin`."""
     documents: NDArray[np.int64]
     """First sequence of each document, then the number of sequences."""
+    packed: bool = False
+    """Of bases at 2 bits each: pointers are bases, as lengths are."""
 
 
 def index_bytes(lengths: NDArray[np.int64]) -> bytes:
@@ -57,7 +64,7 @@ def index_bytes(lengths: NDArray[np.int64]) -> bytes:
 
 
 def read_index(path: Path, bin_size: int) -> Index:
-    """Read an `.idx` whose `.bin` has `bin_size` bytes. Raises DataError where it is cut, foreign, or points outside."""
+    """Read an `.idx` whose `.bin` has `bin_size` bytes (packed: bases). Raises DataError where it is cut, foreign, or points outside."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -65,19 +72,19 @@ def read_index(path: Path, bin_size: int) -> Index:
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DataError(f"{path}: not a Megatron index (it should begin with MMIDIDX). Write the shard again with dnapretrain preprocess")
     _, version, code, num_sequences, num_documents = HEADER.unpack_from(data)
-    if version != VERSION or code not in DTYPES:
+    if version != VERSION or code not in (*DTYPES, PACKED):
         raise DataError(f"{path}: index version {version} with dtype code {code}; known are version {VERSION}, codes 1 to {len(DTYPES)}")
     expected = HEADER.size + 12 * num_sequences + 8 * num_documents
     if len(data) != expected:
         raise DataError(f"{path}: {len(data)} bytes, but its {num_sequences} sequences need {expected}: cut or damaged. Copy it again")
-    dtype = np.dtype(DTYPES[code])
+    dtype = np.dtype(DTYPES.get(code, np.uint8))
     lengths = np.frombuffer(data, "<i4", num_sequences, HEADER.size).astype(np.int64)
     pointers = np.frombuffer(data, "<i8", num_sequences, HEADER.size + 4 * num_sequences).astype(np.int64)
     documents = np.frombuffer(data, "<i8", num_documents, HEADER.size + 12 * num_sequences).astype(np.int64)
     _check_bounds(path, dtype, lengths, pointers, bin_size)
     if num_documents == 0 or documents[0] != 0 or documents[-1] != num_sequences or (np.diff(documents) < 0).any():
         raise DataError(f"{path}: its document index does not run from 0 to {num_sequences}: damaged. Copy it again")
-    return Index(dtype, lengths, pointers, documents)
+    return Index(dtype, lengths, pointers, documents, code == PACKED)
 
 
 def map_bin(path: Path, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnapretrain import _core
+from dnapretrain.data.shards.packed import ASCII, EXCEPTIONS
 from dnapretrain.data.shards.shard import LABELS, Shard, open_shard, shard_file, verify_shard
 from dnapretrain.errors import ConfigError, DataError
 
@@ -44,6 +45,8 @@ def inspect_shard(prefix: str | Path, check: bool = False, documents: int = SHOW
         **composition(_letters(shard)),
         "lengths": length_summary(shard.lengths),
         "histogram": length_histogram(shard.lengths),
+        "encoding": shard.encoding,
+        "stored_bytes": sum(entry["size"] for kind, entry in shard.manifest["files"].items() if kind in ("bin", EXCEPTIONS)),
         "contigs": _contigs(shard),
         "labels": _labels(shard),
         "haplotypes": _haplotypes(shard),
@@ -81,6 +84,8 @@ def format_inspection(inspection: dict[str, Any]) -> str:
         f"U made T     {counts['u_converted']:,}",
     ]
     lines += _special_lines(inspection)
+    if inspection["encoding"] != ASCII:
+        lines.insert(3, f"encoding     {inspection['encoding']}, {inspection['stored_bytes']:,} bytes")
     for source in inspection["sources"]:
         notes = source.get("format", "FASTA") + (", all lower case, written in upper case" if source.get("all_lower_case") else "")
         lines.append(

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from dnapretrain import __version__, _core
 from dnapretrain.data.formats.fasta import MAX_DOCUMENT, CutPolicy, FastaFile
 from dnapretrain.data.formats.inputs import check_readable, find_inputs, strip_suffixes
+from dnapretrain.data.shards.encode import check_encoding, pack_staged, packing_notes
 from dnapretrain.data.shards.indexed_dataset import index_bytes
+from dnapretrain.data.shards.packed import ASCII, TWO_BIT
 from dnapretrain.data.shards.progress import Meter, OnProgress, TerminalProgress
 from dnapretrain.data.shards.selection import Selection, check_intervals, read_bed, select
 from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION
@@ -84,6 +86,7 @@ def preprocess(
     include_bed: str | Path | None = None,
     exclude_bed: str | Path | None = None,
     on_error: str = "stop",
+    encoding: str = ASCII,
 ) -> dict[str, Any]:
     """Write the shard `output`.bin, .idx, .bed, .json and return its manifest.
 
@@ -93,13 +96,15 @@ def preprocess(
     `exclude_bed` (only what lies outside); then those shorter than `min_length`, then those with a share of N
     above `max_n_fraction` are left out. Of an input with more than 99.9 % lower-case letters, lower case is no
     mask: it is written in upper case and marked `all_lower_case` in the manifest. With `on_error="skip"` an input
-    that cannot be used is left out as a whole and listed under `skipped` of the manifest.
+    that cannot be used is left out as a whole and listed under `skipped` of the manifest. With `encoding="2bit"` the bases
+    are packed once all are there (1.25 bytes each on disk until then) and `output`.exceptions is written too.
 
     What should be known (inputs skipped, made upper case, qualities left out) is said on stderr, and progress where
     that is a terminal, or to `progress`. Raises ConfigError for settings, DataError for inputs and outputs that cannot be used.
     """
     output = Path(output)
     _check_settings(workers, min_n_run, min_length, max_n_fraction, on_error)
+    check_encoding(encoding)
     include, exclude = (read_bed(Path(path)) if path is not None else None for path in (include_bed, exclude_bed))
     selection = Selection(include, exclude, max_n_fraction)
     settings = _Settings(CutPolicy(min_n_run, min_length), selection, sha256, on_error)
@@ -113,7 +118,8 @@ def preprocess(
             scanned = [item for item in outcomes if isinstance(item, _Scanned)]
             skipped += [item for item in outcomes if isinstance(item, _Skipped)]
             notes += _notes(scanned, skipped)
-            manifest = _write_rest(staging, bin_writer, settings, scanned, skipped)
+            manifest = _write_rest(staging, bin_writer, settings, scanned, skipped, encoding)
+            notes += packing_notes(manifest)
             commit(staging, output)
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
@@ -126,7 +132,12 @@ def preprocess(
 
 
 def _write_rest(
-    staging: Path, bin_writer: FileWriter, settings: _Settings, scanned: Sequence[_Scanned], skipped: Sequence[_Skipped]
+    staging: Path,
+    bin_writer: FileWriter,
+    settings: _Settings,
+    scanned: Sequence[_Scanned],
+    skipped: Sequence[_Skipped],
+    encoding: str,
 ) -> dict[str, Any]:
     """Write index, BED and manifest beside the bases."""
     if not scanned:
@@ -144,6 +155,8 @@ def _write_rest(
             _write_bed(item, bed_writer)
     files = {"bin": bin_writer.entry(), "idx": idx_writer.entry(), "bed": bed_writer.entry()}
     manifest = _manifest(settings, scanned, skipped, lengths, files)
+    if encoding == TWO_BIT:
+        manifest = pack_staged(staging, manifest)
     with FileWriter(staging / "json") as json_writer:
         json_writer.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     return manifest

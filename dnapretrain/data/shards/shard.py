@@ -13,8 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from dnapretrain._core import PackedBases
 from dnapretrain.data.shards.edits import Edits, read_edits
 from dnapretrain.data.shards.indexed_dataset import map_bin, read_index
+from dnapretrain.data.shards.packed import ASCII, ENCODINGS, EXCEPTIONS, TWO_BIT, map_packed
 from dnapretrain.errors import DataError
 
 FORMAT = "dnapretrain-shard"
@@ -115,11 +117,16 @@ class Shard:
     """Bases of each document."""
     offsets: NDArray[np.int64]
     """Where each document begins in `bases`."""
-    bases: NDArray[np.uint8]
-    """All documents, one ASCII byte for each base, case kept."""
+    bases: NDArray[np.uint8] | PackedBases
+    """All documents, one ASCII byte for each base, case kept. Slices of packed bases are decoded: read what you need, piece by piece."""
     manifest: dict[str, Any]
     digest: str
-    """XXH3-128 of the `.bin`, as 32 hexadecimal digits."""
+    """XXH3-128 of the bases as ASCII, in 32 hexadecimal digits: the same for both encodings."""
+
+    @property
+    def encoding(self) -> str:
+        """How the `.bin` holds the bases: one of ENCODINGS."""
+        return encoding_of(self.manifest)
 
     @cached_property
     def coordinates(self) -> Coordinates:
@@ -160,14 +167,21 @@ def open_shard(prefix: str | Path) -> Shard:
         found = _size(path)
         if found != size:
             raise DataError(f"{path}: {found} bytes, but the manifest says {size}: cut or replaced. Copy the shard again")
-    index = read_index(shard_file(prefix, "idx"), manifest["files"]["bin"]["size"])
-    bases = map_bin(shard_file(prefix, "bin"), np.dtype(np.uint8))
+    packed = encoding_of(manifest) == TWO_BIT
+    content = manifest["bases"] if packed else manifest["files"]["bin"]
+    index = read_index(shard_file(prefix, "idx"), content["size"])
     follows = np.concatenate([[0], np.cumsum(index.lengths)])
-    if index.dtype != np.uint8 or not np.array_equal(follows[:-1], index.pointers) or follows[-1] != len(bases):
+    in_order = np.array_equal(follows[:-1], index.pointers) and follows[-1] == content["size"]
+    if index.dtype != np.uint8 or index.packed != packed or not in_order:
         raise DataError(
             f"{prefix}.idx: not the index of a base shard (uint8 documents, one after another). Run dnapretrain preprocess again"
         )
-    return Shard(prefix, index.lengths, index.pointers, bases.view(np.uint8), manifest, manifest["files"]["bin"]["xxh3_128"])
+    bases: NDArray[np.uint8] | PackedBases
+    if packed:
+        bases = map_packed(shard_file(prefix, "bin"), shard_file(prefix, EXCEPTIONS), content["size"])
+    else:
+        bases = map_bin(shard_file(prefix, "bin"), np.dtype(np.uint8)).view(np.uint8)
+    return Shard(prefix, index.lengths, index.pointers, bases, manifest, content["xxh3_128"])
 
 
 def verify_shard(prefix: str | Path) -> str:
@@ -178,7 +192,17 @@ def verify_shard(prefix: str | Path) -> str:
         found = _digest(path)
         if found != digest:
             raise DataError(f"{path}: XXH3-128 is {found}, but the manifest says {digest}: the file was changed. Copy the shard again")
+    if shard.encoding == TWO_BIT:
+        _check_bases(shard)
     return shard.digest
+
+
+def encoding_of(manifest: dict[str, Any]) -> str:
+    """How the `.bin` of a manifest holds its bases. Raises DataError for an encoding of another version."""
+    encoding = manifest.get("encoding", ASCII)
+    if encoding not in ENCODINGS:
+        raise DataError(f"shard encoding '{encoding}' is not known, only {' and '.join(ENCODINGS)}. Read it with a newer dnapretrain")
+    return str(encoding)
 
 
 def read_manifest(prefix: Path) -> dict[str, Any]:
@@ -201,7 +225,20 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or any(set(files.get(kind, ())) != {"size", "xxh3_128"} for kind in {*DATA_KINDS, *files}):
         raise DataError(f"{path}: section 'files' is damaged. Run dnapretrain preprocess again")
+    if encoding_of(manifest) == TWO_BIT and (EXCEPTIONS not in files or set(manifest.get("bases", ())) != {"size", "xxh3_128"}):
+        raise DataError(f"{path}: section 'files' or 'bases' of packed bases is damaged. Run dnapretrain preprocess again")
     return manifest
+
+
+def _check_bases(shard: Shard) -> None:
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(shard.bases), READ_BYTES):
+        digest.update(shard.bases[start : start + READ_BYTES].data)
+    if digest.hexdigest() != shard.digest:
+        raise DataError(
+            f"{shard.prefix}: its bases have XXH3-128 {digest.hexdigest()}, but the manifest says {shard.digest}: "
+            ".bin, .exceptions and .json are not of one shard. Copy it again"
+        )
 
 
 def _size(path: Path) -> int:

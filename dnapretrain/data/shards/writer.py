@@ -16,10 +16,11 @@ from typing import Any
 
 import xxhash
 
+from dnapretrain.data.shards.packed import EXCEPTIONS
 from dnapretrain.data.shards.shard import DATA_KINDS, EDITS, LABELS, shard_file
 from dnapretrain.errors import DataError
 
-OPTIONAL_KINDS = (EDITS, LABELS)
+OPTIONAL_KINDS = (EDITS, LABELS, EXCEPTIONS)
 
 
 class FileWriter:

@@ -160,10 +160,10 @@ class _Reference:
             )
         return documents
 
-    def bases(self, document: int) -> NDArray[np.uint8]:
-        """Bases of a document."""
-        offset = int(self.shard.offsets[document])
-        return self.shard.bases[offset : offset + int(self.shard.lengths[document])]
+    def bases(self, document: int, start: int = 0, end: int | None = None) -> NDArray[np.uint8]:
+        """Bases of a document, or those of [start, end) that it has."""
+        offset, length = int(self.shard.offsets[document]), int(self.shard.lengths[document])
+        return self.shard.bases[offset + start : offset + (length if end is None else min(end, length))]
 
 
 class _Build:
@@ -230,7 +230,7 @@ class _Build:
 
     def _add(self, file: VcfFile, record: VcfRecord, document: int, reader: CallReader) -> None:
         start = record.start - int(self.reference.shard.coordinates.start[document])
-        found = self.reference.bases(document)[start : start + len(record.ref)].tobytes().upper()
+        found = self.reference.bases(document, start, start + len(record.ref)).tobytes().upper()
         if found != record.ref:
             where = f"{record.contig}:{record.start + 1}"
             if record.end > record.start + 1:
