@@ -30,7 +30,8 @@ def add_locate(verbs: Any) -> None:
 
 
 def _locate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.audit.provenance import Wanted, format_fasta, format_located, locate, open_run, open_set, samples_of_step
+    from dnapretrain.data.audit.locate import Wanted, format_fasta, format_located, locate, samples_of_step
+    from dnapretrain.data.audit.runs import open_run, open_set
 
     config, _ = open_run(arguments.run)
     if arguments.step is None:
@@ -60,7 +61,8 @@ def add_was_seen(verbs: Any) -> None:
 
 
 def _was_seen(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.audit.provenance import format_seen, open_run, read_bed, was_seen
+    from dnapretrain.data.audit.runs import open_run
+    from dnapretrain.data.audit.was_seen import format_seen, read_bed, was_seen
 
     loci = arguments.loci + (read_bed(arguments.bed) if arguments.bed else [])
     if not loci:
@@ -82,7 +84,7 @@ def add_coverage(verbs: Any) -> None:
 
 def _coverage(arguments: argparse.Namespace) -> int:
     from dnapretrain.data.audit.coverage import write_coverage
-    from dnapretrain.data.audit.provenance import open_run
+    from dnapretrain.data.audit.runs import open_run
 
     config, last_step = open_run(arguments.run)
     step = last_step if arguments.up_to_step is None else arguments.up_to_step
@@ -161,7 +163,7 @@ def add_leakage(verbs: Any) -> None:
 
 def _leakage(arguments: argparse.Namespace) -> int:
     from dnapretrain.data.audit.homology import Leakage, SketchSettings, format_leakage
-    from dnapretrain.data.audit.provenance import open_config
+    from dnapretrain.data.audit.runs import open_config
 
     settings = SketchSettings(arguments.k, arguments.scale, arguments.piece)
     leakage = Leakage(open_config(arguments.config, arguments.overrides), settings, arguments.threshold)
