@@ -1,4 +1,4 @@
-"""Verbs that say what a run reads: locate, was-seen, coverage, dedup, leakage."""
+"""Verbs that say what a run reads: locate, was-seen, coverage, dedup, cluster, leakage."""
 
 from __future__ import annotations
 
@@ -143,6 +143,41 @@ def _dedup(arguments: argparse.Namespace) -> int:
         _write_lines(arguments.output, duplicates.bed())
     report = duplicates.report()
     print(json.dumps(report, indent=1) if arguments.json else format_duplicates(report))
+    return 0
+
+
+def add_cluster(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "cluster",
+        help="homologous pieces of shards in clusters, for a split that keeps each cluster on one side",
+        description="Pieces of contigs, on either strand, are linked where the smaller one shares --link of its k-mers with the other; "
+        "whatever links connect is one cluster. The file goes with data.split.by=cluster, data.split.clusters=FILE, valid_fraction and "
+        "test_fraction; `leakage` shows what a split still leaks. Memory: about 60 bytes per kept k-mer and 150 per 5 x --scale bases.",
+    )
+    verb.add_argument("inputs", nargs="+", type=Path, metavar="SHARD_OR_CONFIG", help="prefixes of shards, or one YAML file or run folder")
+    verb.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="write BED lines there: contig, start, end, cluster, assembly"
+    )
+    verb.add_argument("--k", type=int, default=31, help="length of the k-mers, 11 to 31 (default 31)")
+    verb.add_argument("--scale", type=int, default=50, metavar="N", help="keep one k-mer of N (default 50)")
+    verb.add_argument("--piece", type=int, default=20_000, metavar="BASES", help="of a piece, at most (default 20000)")
+    verb.add_argument("--link", type=float, default=0.1, metavar="SHARE", help="of the k-mers of the smaller piece (default 0.1)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_cluster)
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.audit.cluster import ClusterSettings, HomologyClusters, format_clusters
+    from dnapretrain.data.audit.runs import open_config
+
+    settings = ClusterSettings(arguments.k, arguments.scale, arguments.piece, arguments.link)
+    prefixes = arguments.inputs
+    if len(prefixes) == 1 and (prefixes[0].is_dir() or prefixes[0].suffix in (".yaml", ".yml")):
+        prefixes = [source.prefix for source in open_config(prefixes[0]).data.train]
+    clusters = HomologyClusters(prefixes, settings)
+    _write_lines(arguments.output, clusters.lines())
+    report = clusters.report()
+    print(json.dumps(report, indent=1) if arguments.json else format_clusters(report))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Shards of spliced documents and of haplotypes, written by hand with random coordinates; the place of each base is known from the making."""
+"""Shards of spliced documents and of haplotypes, written by hand: the place of each base is known from the making."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`locate`, `was-seen` and `coverage` on spliced genes and haplotypes: against the place of each base, known from the making of the shards."""
+"""`locate`, `was-seen` and `coverage` on spliced genes and haplotypes, against the place of each base as the shards were made."""
 
 from __future__ import annotations
 
@@ -109,6 +109,11 @@ def test_equal_to_counting_every_base(tmp_path, train, sampling, monkeypatch):
         check_coverage(config, stream, documents, read, step)
 
 
+def inside(locus, document, places):
+    assembly, contig, start, end = locus
+    return {place for place in places if start <= place < end} if (document.assembly, document.contig) == (assembly, contig) else set()
+
+
 def check_loci(config, stream, documents, read, step):
     rng, names = random.Random(3), sorted({(document.assembly, document.contig) for some in documents.values() for document in some})
     loci = []
@@ -118,16 +123,17 @@ def check_loci(config, stream, documents, read, step):
         loci.append((assembly, contig, start, start + rng.choice([1, 2, 9, 40])))
     prefixes = [source.shard.prefix.name for source in stream.sources]
     answers = was_seen(config, [f"{a}:{c}:{s + 1}-{e}" for a, c, s, e in loci], step)
-    for (assembly, contig, start, end), seen in zip(loci, answers, strict=True):
-
-        def inside(document, places):
-            return {p for p in places if start <= p < end} if (document.assembly, document.contig) == (assembly, contig) else set()
-
+    for locus, seen in zip(loci, answers, strict=True):
+        assembly, contig, start, end = locus
         found = [
             (
                 sample,
                 number,
-                [(document, strand, inside(document, places)) for document, strand, places in rows if inside(document, places)],
+                [
+                    (document, strand, inside(locus, document, places))
+                    for document, strand, places in rows
+                    if inside(locus, document, places)
+                ],
             )
             for sample, (number, rows) in enumerate(read)
         ]
@@ -136,7 +142,7 @@ def check_loci(config, stream, documents, read, step):
         assert seen.all == sum(set.union(*(places for _, _, places in rows)) == set(range(start, end)) for _, _, rows in found)
         assert seen.strands == {sign: sum(any(strand == sign for _, strand, _ in rows) for _, _, rows in found) for sign in "+-"}
         assert seen.samples == ((found[0][0], found[-1][0]) if found else None)
-        held = [set.union(set(), *(inside(document, document.places) for document in documents[name])) for name in prefixes]
+        held = [set.union(set(), *(inside(locus, document, document.places) for document in documents[name])) for name in prefixes]
         assert seen.absent == end - start - len(set.union(*held))
         samples, names_read = Counter(), Counter()
         for _, number, rows in found:
