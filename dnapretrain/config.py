@@ -109,8 +109,9 @@ class StageConfig(Section):
 class SplitConfig(Section):
     """What is held out of the training shards. A base is on one side only, on both strands."""
 
-    by: Literal["none", "contig", "bed", "block"] = "none"
-    """contig: whole contigs by name; bed: intervals of a BED file; block: fixed-size blocks by hash of (contig, block)."""
+    by: Literal["none", "contig", "bed", "block", "cluster"] = "none"
+    """contig: whole contigs by name; bed: intervals of a BED file; block: fixed-size blocks by hash of (contig, block); cluster: whole
+    clusters of homologous pieces, as `dnapretrain cluster` finds them."""
     valid_contigs: tuple[str, ...] = ()
     test_contigs: tuple[str, ...] = ()
     """Names as in the FASTA headers; whole numbers too."""
@@ -118,10 +119,12 @@ class SplitConfig(Section):
     test_bed: Path | None = None
     block_size: int = Field(50_000, gt=0)
     """In bases."""
+    clusters: Path | None = None
+    """Cluster file. Sides get no more than their fraction; what lacks is less than the smallest cluster left to training."""
     valid_fraction: float = Field(0.0, ge=0, lt=1)
     test_fraction: float = Field(0.0, ge=0, lt=1)
     seed: int = 0
-    """Key of the block hash."""
+    """Key of the hash of blocks or clusters."""
 
     @field_validator("valid_contigs", "test_contigs", mode="before")
     @classmethod

@@ -167,13 +167,16 @@ def _check_split(split: SplitConfig) -> None:
     given = {
         "contig": bool(split.valid_contigs or split.test_contigs),
         "bed": bool(split.valid_bed or split.test_bed),
-        "block": bool(split.valid_fraction or split.test_fraction),
+        "cluster" if split.by == "cluster" else "block": bool(split.valid_fraction or split.test_fraction),
     }
+    if (split.clusters is not None) != (split.by == "cluster"):
+        way = "Give a file that dnapretrain cluster wrote" if split.by == "cluster" else "Set data.split.by=cluster, or remove it"
+        raise ConfigError(f"data.split.clusters = {split.clusters} but data.split.by is '{split.by}'. {way}.")
     for rule, is_given in given.items():
         if is_given and split.by != rule:
             raise ConfigError(f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. Set data.split.by={rule}.")
     if split.by != "none" and not given[split.by]:
-        needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction"}[split.by]
+        needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction", "cluster": "valid_fraction"}[split.by]
         raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
     if split.valid_fraction + split.test_fraction >= 1:
         raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")

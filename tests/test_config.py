@@ -278,6 +278,18 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"data__random_phase": True}, "data.random_phase is for tokenizer.kind=kmer, not nucleotide. Set it to false."),
     ({"data__split__by": "contig"}, "data.split.by=contig holds nothing out. Set data.split.valid_contigs."),
     ({"data__split__by": "bed"}, "data.split.by=bed holds nothing out. Set data.split.valid_bed."),
+    (
+        {"data__split__by": "cluster"},
+        "data.split.clusters = None but data.split.by is 'cluster'. Give a file that dnapretrain cluster wrote.",
+    ),
+    (
+        {"data__split__by": "cluster", "data__split__clusters": "c.bed"},
+        "data.split.by=cluster holds nothing out. Set data.split.valid_fraction.",
+    ),
+    (
+        {"data__split__clusters": "c.bed"},
+        "data.split.clusters = c.bed but data.split.by is 'none'. Set data.split.by=cluster, or remove it.",
+    ),
     ({"data__split__by": "block"}, "data.split.by=block holds nothing out. Set data.split.valid_fraction."),
     (
         {"data__split__valid_contigs": ["a"]},

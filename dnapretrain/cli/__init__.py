@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         audit.add_was_seen,
         audit.add_coverage,
         audit.add_dedup,
+        audit.add_cluster,
         audit.add_leakage,
         sequence.add_train_bpe,
         runs.add_recipes,

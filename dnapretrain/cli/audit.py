@@ -1,4 +1,4 @@
-"""Verbs that say what a run reads: locate, was-seen, coverage, dedup, leakage."""
+"""Verbs that say what a run reads: locate, was-seen, coverage, dedup, cluster, leakage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def add_locate(verbs: Any) -> None:
 
 
 def _locate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.audit.provenance import Wanted, format_fasta, format_located, locate, open_run, open_set, samples_of_step
+    from dnapretrain.data.audit.locate import Wanted, format_fasta, format_located, locate, samples_of_step
+    from dnapretrain.data.audit.runs import open_run, open_set
 
     config, _ = open_run(arguments.run)
     if arguments.step is None:
@@ -60,7 +61,8 @@ def add_was_seen(verbs: Any) -> None:
 
 
 def _was_seen(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.audit.provenance import format_seen, open_run, read_bed, was_seen
+    from dnapretrain.data.audit.runs import open_run
+    from dnapretrain.data.audit.was_seen import format_seen, read_bed, was_seen
 
     loci = arguments.loci + (read_bed(arguments.bed) if arguments.bed else [])
     if not loci:
@@ -82,7 +84,7 @@ def add_coverage(verbs: Any) -> None:
 
 def _coverage(arguments: argparse.Namespace) -> int:
     from dnapretrain.data.audit.coverage import write_coverage
-    from dnapretrain.data.audit.provenance import open_run
+    from dnapretrain.data.audit.runs import open_run
 
     config, last_step = open_run(arguments.run)
     step = last_step if arguments.up_to_step is None else arguments.up_to_step
@@ -144,6 +146,41 @@ def _dedup(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_cluster(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "cluster",
+        help="homologous pieces of shards in clusters, for a split that keeps each cluster on one side",
+        description="Pieces of contigs, on either strand, are linked where the smaller one shares --link of its k-mers with the other; "
+        "whatever links connect is one cluster. The file goes with data.split.by=cluster, data.split.clusters=FILE, valid_fraction and "
+        "test_fraction; `leakage` shows what a split still leaks. Memory: about 60 bytes per kept k-mer and 150 per 5 x --scale bases.",
+    )
+    verb.add_argument("inputs", nargs="+", type=Path, metavar="SHARD_OR_CONFIG", help="prefixes of shards, or one YAML file or run folder")
+    verb.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="write BED lines there: contig, start, end, cluster, assembly"
+    )
+    verb.add_argument("--k", type=int, default=31, help="length of the k-mers, 11 to 31 (default 31)")
+    verb.add_argument("--scale", type=int, default=50, metavar="N", help="keep one k-mer of N (default 50)")
+    verb.add_argument("--piece", type=int, default=20_000, metavar="BASES", help="of a piece, at most (default 20000)")
+    verb.add_argument("--link", type=float, default=0.1, metavar="SHARE", help="of the k-mers of the smaller piece (default 0.1)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_cluster)
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.audit.cluster import ClusterSettings, HomologyClusters, format_clusters
+    from dnapretrain.data.audit.runs import open_config
+
+    settings = ClusterSettings(arguments.k, arguments.scale, arguments.piece, arguments.link)
+    prefixes = arguments.inputs
+    if len(prefixes) == 1 and (prefixes[0].is_dir() or prefixes[0].suffix in (".yaml", ".yml")):
+        prefixes = [source.prefix for source in open_config(prefixes[0]).data.train]
+    clusters = HomologyClusters(prefixes, settings)
+    _write_lines(arguments.output, clusters.lines())
+    report = clusters.report()
+    print(json.dumps(report, indent=1) if arguments.json else format_clusters(report))
+    return 0
+
+
 def add_leakage(verbs: Any) -> None:
     verb = verbs.add_parser(
         "leakage",
@@ -161,7 +198,7 @@ def add_leakage(verbs: Any) -> None:
 
 def _leakage(arguments: argparse.Namespace) -> int:
     from dnapretrain.data.audit.homology import Leakage, SketchSettings, format_leakage
-    from dnapretrain.data.audit.provenance import open_config
+    from dnapretrain.data.audit.runs import open_config
 
     settings = SketchSettings(arguments.k, arguments.scale, arguments.piece)
     leakage = Leakage(open_config(arguments.config, arguments.overrides), settings, arguments.threshold)

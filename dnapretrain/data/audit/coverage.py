@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnapretrain.config import RunConfig
-from dnapretrain.data.audit.provenance import Placed, open_train, training_runs
-from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.audit.placed import Axis, Placed, training_runs
+from dnapretrain.data.audit.runs import open_train
+from dnapretrain.data.sampling.samples import SampleStream, Source
 from dnapretrain.errors import ConfigError
 
 SLICE = 1 << 24
@@ -27,8 +28,10 @@ Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass
 class Summary:
-    """Of all bases on the training side."""
+    """Of all bases of contigs that the training side holds."""
 
+    sources: list[str]
+    """What each shard holds."""
     bases: int = 0
     never_seen: int = 0
     times_seen: int = 0
@@ -36,21 +39,21 @@ class Summary:
     most: int = 0
 
     def format(self, up_to_step: int) -> str:
-        """One line for people."""
+        """One line for people, and one for each shard where there are several."""
         mean, share = self.times_seen / max(self.bases, 1), 100 * self.never_seen / max(self.bases, 1)
         return (
             f"{self.bases:,} training bases up to step {up_to_step:,}: read {mean:.4g} times on average, {self.most:,} at most; "
-            f"{self.never_seen:,} never ({share:.3g} %)"
+            f"{self.never_seen:,} never ({share:.3g} %)" + "".join(f"\n  {source}" for source in self.sources if len(self.sources) > 1)
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pieces:
-    """All training segments in order of their first base, on one axis: the contigs end to end."""
+    """All training segments in order of their first base on the axis."""
 
-    names: list[str]
-    offset: NDArray[np.int64]
-    """Of each contig on the axis; one more than contigs."""
+    axis: Axis
+    placed: list[Placed]
+    """Of each source."""
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     reach: NDArray[np.int64]
@@ -58,54 +61,50 @@ class _Pieces:
     source: NDArray[np.int64]
     row: NDArray[np.int64]
     """In `placed` of the source."""
-    placed: list[Placed]
-    shift: list[NDArray[np.int64]]
-    """Of each row of each source: where its contig begins on the axis."""
 
 
 def write_coverage(config: RunConfig, up_to_step: int, output: TextIO) -> Summary:
     """Write bedGraph lines `contig start end times` of all training bases, sorted; neighbours that differ only in place are merged.
 
+    Each document's copy of a base counts: that of a gene, of each haplotype. What a haplotype inserts is read with the base before it.
     Contigs are named `assembly:contig` where the training data hold several assemblies. Bases outside the training side (held
     out, runs of N) have no line; those never read have a 0. Raises ConfigError for a step below 0.
     """
     if up_to_step < 0:
         raise ConfigError(f"--up-to-step = {up_to_step} is below 0. Give a step of the run")
-    stream, limit, summary = open_train(config), config.samples_after(up_to_step), Summary()
+    stream, limit = open_train(config), config.samples_after(up_to_step)
+    summary = Summary([_describe(source) for source in stream.sources])
     pieces = _lay_out(stream)
-    for start, end, count in _merged(_slices(stream, pieces, limit), pieces.offset):
+    for start, end, count in _merged(_slices(stream, pieces, limit), pieces.axis.offset):
         length = end - start
         summary.bases += int(length.sum())
         summary.never_seen += int(length[count == 0].sum())
         summary.times_seen += int((length * count).sum())
         summary.most = max(summary.most, int(count.max(initial=0)))
-        contig = np.searchsorted(pieces.offset, start, side="right") - 1
-        offset = pieces.offset[contig]
+        contig = np.searchsorted(pieces.axis.offset, start, side="right") - 1
+        offset = pieces.axis.offset[contig]
         rows = zip(contig.tolist(), (start - offset).tolist(), (end - offset).tolist(), count.tolist(), strict=True)
-        output.writelines(f"{pieces.names[number]}\t{first}\t{last}\t{times}\n" for number, first, last, times in rows)
+        output.writelines(f"{pieces.axis.labels[number]}\t{first}\t{last}\t{times}\n" for number, first, last, times in rows)
     return summary
 
 
+def _describe(source: Source) -> str:
+    coordinates, documents = source.shard.coordinates, np.unique(source.segments.document)
+    haplotypes = {coordinates.haplotype[document] for document in documents.tolist()} if coordinates.haplotype else set()
+    spliced = int((np.diff(coordinates.blocks.first)[documents] > 1).sum()) if coordinates.blocks is not None else 0
+    kinds = [f"{len(haplotypes):,} haplotypes"] if haplotypes else [f"{spliced:,} of them spliced"] if spliced else []
+    return ", ".join([f"{source.shard.prefix}: {source.segments.bases:,} bases in {len(documents):,} documents", *kinds])
+
+
 def _lay_out(stream: SampleStream) -> _Pieces:
-    placed = [Placed.of(source.shard, source.segments) for source in stream.sources]
-    several = len({name for source in stream.sources for name in set(source.shard.coordinates.assembly)}) > 1
-    labels = [
-        [f"{assembly}:{contig}" if several else contig for assembly, contig in zip(of.assembly, of.contig, strict=True)] for of in placed
-    ]
-    names = sorted({label for column in labels for label in column})
-    numbers = {name: number for number, name in enumerate(names)}
-    of_contig = [np.array([numbers[label] for label in column], np.int64) for column in labels]
-    longest = np.zeros(len(names), np.int64)
-    for column, of in zip(of_contig, placed, strict=True):
-        np.maximum.at(longest, column, of.end)
-    offset = np.concatenate([[0], np.cumsum(longest)])
-    shift = [offset[column] for column in of_contig]
-    start = np.concatenate([of.start + by for of, by in zip(placed, shift, strict=True)])
-    end = np.concatenate([of.end + by for of, by in zip(placed, shift, strict=True)])
+    axis = Axis.of([source.shard for source in stream.sources])
+    placed = [Placed.of(axis, number, source.shard, source.segments) for number, source in enumerate(stream.sources)]
+    start = np.concatenate([of.start for of in placed])
+    end = np.concatenate([of.end for of in placed])
     source = np.repeat(np.arange(len(placed)), [len(of.start) for of in placed])
     row = np.concatenate([np.arange(len(of.start)) for of in placed])
     order = np.argsort(start, kind="stable")
-    return _Pieces(names, offset, start[order], end[order], np.maximum.accumulate(end[order]), source[order], row[order], placed, shift)
+    return _Pieces(axis, placed, start[order], end[order], np.maximum.accumulate(end[order]), source[order], row[order])
 
 
 def _slices(stream: SampleStream, pieces: _Pieces, limit: int) -> Iterator[Runs]:
@@ -120,13 +119,14 @@ def _slices(stream: SampleStream, pieces: _Pieces, limit: int) -> Iterator[Runs]
         inside = np.arange(first, int(np.searchsorted(pieces.start, to)))
         inside = inside[pieces.end[inside] > at]
         start, end = np.maximum(pieces.start[inside], at), np.minimum(pieces.end[inside], to)
-        held = _Changes()
-        held.add(start, end, 1)
-        times = _Changes()
+        held, times = _Changes(), _Changes()
         for source in np.unique(pieces.source[inside]).tolist():
             of_source = pieces.source[inside] == source
-            _count(stream, source, pieces, pieces.row[inside][of_source], start[of_source], end[of_source], limit, times)
-        yield _stretches(held, times, pieces.offset)
+            _count(
+                stream, source, pieces.placed[source], pieces.row[inside][of_source], start[of_source], end[of_source], limit, held, times
+            )
+        if len(held.place):
+            yield _stretches(held, times, pieces.axis.offset)
         at = to
 
 
@@ -153,21 +153,22 @@ class _Changes:
 def _count(
     stream: SampleStream,
     source: int,
-    pieces: _Pieces,
+    placed: Placed,
     row: NDArray[np.int64],
     start: NDArray[np.int64],
     end: NDArray[np.int64],
     limit: int,
+    held: _Changes,
     times: _Changes,
 ) -> None:
-    """Adds what the first `limit` samples read of these stretches of one source."""
-    placed, shift = pieces.placed[source], pieces.shift[source]
-    first, last = placed.in_segment(row, start - shift[row], end - shift[row])
-    segments, first, last = placed.number[row], np.ascontiguousarray(first), np.ascontiguousarray(last)
+    """Adds what these stretches of one source hold, and what the first `limit` samples read of it."""
+    first, last = (np.ascontiguousarray(edge) for edge in placed.in_segment(row, start, end))
+    held.add(*placed.on_axis(row, first, last)[1:], 1)
+    segments = placed.number[row]
 
     def add(query: NDArray[np.int64], run_start: NDArray[np.int64], run_end: NDArray[np.int64], epochs: int) -> None:
-        from_, to = placed.on_contig(row[query], np.maximum(run_start, first[query]), np.minimum(run_end, last[query]))
-        times.add(from_ + shift[row[query]], to + shift[row[query]], epochs)
+        _, from_, to = placed.on_axis(row[query], np.maximum(run_start, first[query]), np.minimum(run_end, last[query]))
+        times.add(from_, to, epochs)
 
     per_epoch = stream.draws_per_epoch(source)
     upper, left = stream.draws_read(source, limit)

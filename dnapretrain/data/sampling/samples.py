@@ -34,6 +34,7 @@ from dnapretrain.config import DataConfig
 from dnapretrain.data.sampling.blending import Stage, blend_stages, one_epoch
 from dnapretrain.data.sampling.split import SIDES, Segments, split_documents, whole_documents
 from dnapretrain.data.shards.shard import Shard, open_shard
+from dnapretrain.data.shards.stretches import find_stretches
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
@@ -56,7 +57,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class SampleLocus:
-    """Bases that a sample reads, 0-based half-open on the contig: exactly those behind its tokens, so the phase is already applied."""
+    """Bases that a sample reads, 0-based half-open on the contig: exactly those behind its tokens, so the phase is already applied.
+
+    From start to end lie other bases too where there are several blocks.
+    """
 
     prefix: str
     assembly: str
@@ -69,10 +73,15 @@ class SampleLocus:
     epoch: int
     haplotype: str = ""
     """`sample.1` or `sample.2`; its bases may be fewer or more than end - start."""
+    blocks: tuple[tuple[int, int], ...] = ()
+    """Where the bases lie, in reading order: several where a document is spliced, or a haplotype lacks bases. What a haplotype inserts
+    lies on the base before it."""
 
     def __str__(self) -> str:
+        """As people write it, 1-based: the blocks of spliced documents (in reading order), from end to end of haplotypes."""
         haplotype = f" {self.haplotype}" if self.haplotype else ""
-        return f"{self.assembly}:{self.contig}:{self.start + 1}-{self.end}({self.strand}){haplotype}"
+        blocks = [(self.start, self.end)] if self.haplotype or not self.blocks else self.blocks
+        return f"{self.assembly}:{self.contig}:{','.join(f'{start + 1}-{end}' for start, end in blocks)}({self.strand}){haplotype}"
 
 
 @dataclass(frozen=True)
@@ -352,20 +361,18 @@ def _locus(source: Source, segment: int, start: int, length: int, phase: int, re
     document = int(source.segments.document[segment])
     coordinates = source.shard.coordinates
     start += int(source.segments.start[segment])
-    minus = coordinates.strand[document] == "-"
-    if coordinates.edits is not None:
-        ((first, end),) = coordinates.pieces(document, start, start + length)
-    else:
-        first = int(coordinates.end[document]) - start - length if minus else int(coordinates.start[document]) + start
-        end = first + length
+    of_document, first, last = (np.array([value], np.int64) for value in (document, start, start + length))
+    found = find_stretches(coordinates, of_document, first, last)
+    blocks = list(zip(found.start.tolist(), found.end.tolist(), strict=True))
     return SampleLocus(
         prefix=str(source.shard.prefix),
         assembly=coordinates.assembly[document],
         contig=coordinates.contig[document],
-        start=first,
-        end=end,
-        strand="-" if minus != reverse else "+",
+        start=int(found.start.min()),
+        end=int(found.end.max()),
+        strand="-" if bool(coordinates.minus[document]) != reverse else "+",
         phase=phase,
         epoch=epoch,
         haplotype=coordinates.haplotype[document] if coordinates.haplotype else "",
+        blocks=tuple(blocks[::-1] if reverse else blocks),
     )

@@ -1,13 +1,13 @@
 """Splits: which bases of the training shards are held out. A base is on one side only, on both strands.
 
-Sides are decided in contig coordinates, by names: two shards that hold the same locus agree on it.
-Documents are cut where sides meet, so no sample reads across.
+Sides are decided in contig coordinates, by names: two shards that hold the same locus agree on it, spliced documents and haplotypes too
+(a base that a haplotype inserts goes with the base before it). Documents are cut where sides meet, so no sample reads across.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -17,12 +17,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from dnapretrain.config import SplitConfig
+from dnapretrain.data.sampling.clusters import Intervals, choose_clusters, missing_piece, read_clusters
 from dnapretrain.data.shards.shard import Shard
+from dnapretrain.data.shards.stretches import Stretches, find_stretches, ragged
 from dnapretrain.errors import ConfigError
 
 SIDES = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
-Intervals = list[tuple[int, int, int]]  # start, end, side
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def split_documents(shards: Sequence[Shard], config: SplitConfig) -> list[dict[s
         splits = [{"train": whole_documents(shard), "valid": nothing, "test": nothing} for shard in shards]
     elif config.by == "block":
         splits = [_by_block(shard, config) for shard in shards]
+    elif config.by == "cluster":
+        splits = _by_cluster(shards, config)
     else:
         held_out = _held_out_contigs(config) if config.by == "contig" else _held_out_intervals(config)
         _check_names(held_out, shards)
@@ -61,6 +64,7 @@ def split_documents(shards: Sequence[Shard], config: SplitConfig) -> list[dict[s
 
 def _asked_for(config: SplitConfig) -> dict[str, str]:
     keys = {"contig": "{}_contigs", "bed": "{}_bed", "block": "{}_fraction (or make data.split.block_size smaller)"}
+    keys["cluster"] = "{}_fraction: no cluster is that small (or make smaller pieces: dnapretrain cluster --piece)"
     if config.by == "none":
         return {}
     given = {
@@ -91,19 +95,58 @@ def _segments(
     }
 
 
-def _from_contig(
-    shard: Shard, document: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], side: NDArray[np.int64]
-) -> dict[str, Segments]:
-    """The same for pieces in contig coordinates; documents of the minus strand are read from their end, haplotypes by their edits."""
-    coordinates = shard.coordinates
-    from_start, from_end = start - coordinates.start[document], coordinates.end[document] - end
+@dataclass(frozen=True, eq=False)
+class ContigPieces:
+    """All bases of the documents of a shard, cut on their contigs."""
+
+    document: NDArray[np.int64]
+    stretch: NDArray[np.int64]
+    """Of `stretches`, those of whole documents."""
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    """On the contig."""
+
+
+def whole_stretches(shard: Shard) -> Stretches:
+    """Where all documents lie; haplotypes with the bases that they lack, so that each is one stretch."""
+    coordinates, documents = shard.coordinates, np.arange(len(shard.lengths), dtype=np.int64)
+    if coordinates.edits is None:
+        return find_stretches(coordinates, documents, np.zeros_like(documents), shard.lengths.astype(np.int64))
+    held = documents[coordinates.span_start < coordinates.span_end]
+    return Stretches(held, np.zeros_like(held), coordinates.span_start[held], coordinates.span_end[held])
+
+
+def cut_in_blocks(shard: Shard, size: int) -> tuple[ContigPieces, NDArray[np.int64]]:
+    """The bases of a shard cut at multiples of `size` on their contigs, and the number of the block of each piece."""
+    whole = whole_stretches(shard)
+    first, last = whole.start // size, (whole.end - 1) // size
+    stretch, place = ragged(last - first + 1)
+    block = first[stretch] + place
+    start, end = np.maximum(block * size, whole.start[stretch]), np.minimum((block + 1) * size, whole.end[stretch])
+    return ContigPieces(whole.query[stretch], stretch, start, end), block
+
+
+def in_documents(shard: Shard, pieces: ContigPieces) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First base and end of each piece in its document: reversed on the minus strand, by their edits for haplotypes."""
+    coordinates, whole = shard.coordinates, whole_stretches(shard)
     if coordinates.edits is not None:
-        start, end = (coordinates.edits.cuts(document, at) for at in (from_start, from_start + (end - start)))
-    else:
-        minus = (np.array(coordinates.strand, dtype="U1") == "-")[document]
-        start, end = np.where(minus, from_end, from_start), np.where(minus, from_end, from_start) + (end - start)
-    order = np.lexsort((start, document))
-    return _segments(shard, document[order], start[order], end[order], side[order])
+        origin = coordinates.span_start[pieces.document]
+        return coordinates.edits.cuts(pieces.document, pieces.start - origin), coordinates.edits.cuts(pieces.document, pieces.end - origin)
+    from_start, from_end = pieces.start - whole.start[pieces.stretch], whole.end[pieces.stretch] - pieces.end
+    start = whole.offset[pieces.stretch] + np.where(coordinates.minus[pieces.document], from_end, from_start)
+    return start, start + pieces.end - pieces.start
+
+
+def _on_sides(shard: Shard, pieces: ContigPieces, side: NDArray[np.int64]) -> dict[str, Segments]:
+    start, end = in_documents(shard, pieces)
+    order = np.lexsort((end, start, pieces.document))
+    return _segments(shard, pieces.document[order], start[order], end[order], side[order])
+
+
+def number_contigs(shard: Shard, numbers: dict[tuple[str, str], int]) -> NDArray[np.int64]:
+    """Number of the (assembly, contig) of each document; new ones are added to `numbers`."""
+    pairs = zip(shard.coordinates.assembly, shard.coordinates.contig, strict=True)
+    return np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int64, len(shard.lengths))
 
 
 def block_sides(name: str, blocks: NDArray[np.int64], config: SplitConfig) -> NDArray[np.int64]:
@@ -119,46 +162,61 @@ def block_sides(name: str, blocks: NDArray[np.int64], config: SplitConfig) -> ND
 
 
 def _by_block(shard: Shard, config: SplitConfig) -> dict[str, Segments]:
-    coordinates, size = shard.coordinates, config.block_size
-    first, last = coordinates.start // size, (coordinates.end - 1) // size
-    pieces = np.maximum(last - first + 1, 0)
-    document = np.repeat(np.arange(len(pieces), dtype=np.int64), pieces)
-    block = np.arange(len(document), dtype=np.int64) + np.repeat(first - (np.cumsum(pieces) - pieces), pieces)
-    start = np.maximum(block * size, coordinates.start[document])
-    end = np.minimum((block + 1) * size, coordinates.end[document])
-    numbers: dict[str, int] = {}
-    names = [f"{assembly}\0{contig}" for assembly, contig in zip(coordinates.assembly, coordinates.contig, strict=True)]
-    contig = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)[document]
-    side = np.empty(len(document), np.int64)
+    pieces, block = cut_in_blocks(shard, config.block_size)
+    numbers: dict[tuple[str, str], int] = {}
+    contig = number_contigs(shard, numbers)[pieces.document]
+    side = np.empty(len(block), np.int64)
     order = np.argsort(contig, kind="stable")
     bounds = np.searchsorted(contig[order], np.arange(len(numbers) + 1))
-    for name, number in numbers.items():
+    for (assembly, name), number in numbers.items():
         rows = order[bounds[number] : bounds[number + 1]]
-        side[rows] = block_sides(name, block[rows], config)
-    return _from_contig(shard, document, start, end, side)
+        side[rows] = block_sides(f"{assembly}\0{name}", block[rows], config)
+    return _on_sides(shard, pieces, side)
 
 
 def _by_intervals(shard: Shard, held_out: dict[str, Intervals]) -> dict[str, Segments]:
-    coordinates = shard.coordinates
+    pieces, side = _cut_at(shard, lambda assembly, contig: _of_contig(held_out, assembly, contig), TRAIN)
+    return _on_sides(shard, pieces, side)
+
+
+def _by_cluster(shards: Sequence[Shard], config: SplitConfig) -> list[dict[str, Segments]]:
+    assert config.clusters is not None, "validated with the configuration"
+    clusters = read_clusters(config.clusters)
+    clusters.check(shards)
+    bases = np.zeros(clusters.count + 1, np.int64)
+    cut = [_cut_at(shard, lambda *contig: clusters.intervals.get(contig, []), 0) for shard in shards]
+    for shard, (pieces, cluster) in zip(shards, cut, strict=True):
+        if (cluster == 0).any():
+            raise missing_piece(clusters, shard.coordinates.locus(int(pieces.document[(cluster == 0).argmax()])))
+        start, end = in_documents(shard, pieces)
+        np.add.at(bases, cluster, end - start)
+    sides = np.append(TRAIN, choose_clusters(bases[1:], (config.valid_fraction, config.test_fraction), config.seed))
+    return [_on_sides(shard, pieces, sides[cluster]) for shard, (pieces, cluster) in zip(shards, cut, strict=True)]
+
+
+def _cut_at(shard: Shard, intervals_of: Callable[[str, str], Intervals], other: int) -> tuple[ContigPieces, NDArray[np.int64]]:
+    """The bases of a shard cut at sorted intervals of their contigs, and the number of the interval; `other`: in none."""
+    coordinates, whole = shard.coordinates, whole_stretches(shard)
     of_contig: dict[tuple[str, str], Intervals] = {}
-    pieces: list[tuple[int, int, int, int]] = []
-    for document, (assembly, contig) in enumerate(zip(coordinates.assembly, coordinates.contig, strict=True)):
-        if (assembly, contig) not in of_contig:
-            of_contig[assembly, contig] = _of_contig(held_out, assembly, contig)
-        intervals = of_contig[assembly, contig]
-        start, end = int(coordinates.start[document]), int(coordinates.end[document])
+    pieces: list[tuple[int, int, int, int, int]] = []
+    rows = zip(whole.query.tolist(), whole.start.tolist(), whole.end.tolist(), strict=True)
+    for stretch, (document, start, end) in enumerate(rows):
+        key = coordinates.assembly[document], coordinates.contig[document]
+        if key not in of_contig:
+            of_contig[key] = intervals_of(*key)
+        intervals = of_contig[key]
         for at in range(bisect_right(intervals, start, key=itemgetter(1)), len(intervals)):
-            from_, to, side = intervals[at]
+            from_, to, number = intervals[at]
             if from_ >= end:
                 break
             if from_ > start:
-                pieces.append((document, start, from_, TRAIN))
-            pieces.append((document, max(from_, start), min(to, end), side))
+                pieces.append((document, stretch, start, from_, other))
+            pieces.append((document, stretch, max(from_, start), min(to, end), number))
             start = min(to, end)
         if start < end:
-            pieces.append((document, start, end, TRAIN))
-    table = np.array(pieces, np.int64).reshape(-1, 4)
-    return _from_contig(shard, table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+            pieces.append((document, stretch, start, end, other))
+    table = np.array(pieces, np.int64).reshape(-1, 5)
+    return ContigPieces(*table[:, :4].T), table[:, 4]
 
 
 def _of_contig(held_out: dict[str, Intervals], assembly: str, contig: str) -> Intervals:

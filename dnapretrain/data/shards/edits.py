@@ -79,19 +79,22 @@ class Edits:
         """Where documents are cut if their reference is cut before `places`: what is inserted stays with the base before it."""
         return np.where(np.asarray(places) > 0, self.from_reference(documents, places)[0], 0)
 
-    def _last_edit(
-        self, column: int, documents: NDArray[np.int64], values: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The last edit of each document whose `column` is not above the value (n, 4), and whether there is one."""
-        low, high = self.first[documents], self.first[documents + 1]  # a binary search for all at once
-        start = low
+    def count_until(self, column: int, documents: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place in `rows` behind the last edit of each document whose `column` is not above the value: a binary search for all at once."""
+        low, high = self.first[documents], self.first[documents + 1]
         while (low < high).any():
             middle = (low + high) // 2
             below = (low < high) & (self.rows[np.minimum(middle, len(self.rows) - 1), column] <= values)
             low, high = np.where(below, middle + 1, low), np.where(below, high, np.minimum(middle, high))
-        found = low > start
-        rows = self.rows[np.maximum(low - 1, 0)].astype(np.int64) if len(self.rows) else np.zeros((*low.shape, 4), np.int64)
-        return rows, found
+        return low
+
+    def _last_edit(
+        self, column: int, documents: NDArray[np.int64], values: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The last edit of each document whose `column` is not above the value (n, 4), and whether there is one."""
+        behind = self.count_until(column, documents, values)
+        rows = self.rows[np.maximum(behind - 1, 0)].astype(np.int64) if len(self.rows) else np.zeros((*behind.shape, 4), np.int64)
+        return rows, behind > self.first[documents]
 
 
 def edits_tail(counts: Sequence[int]) -> bytes:

@@ -61,6 +61,11 @@ class Coordinates:
     edits: Edits | None = None
     """Where haplotypes differ from their stretch; they are never spliced or reversed."""
 
+    @cached_property
+    def minus(self) -> NDArray[np.bool_]:
+        """Which documents are stored as the reverse complement."""
+        return np.fromiter((sign == "-" for sign in self.strand), np.bool_, len(self.strand))
+
     @property
     def start(self) -> NDArray[np.int64]:
         """First base of each document, of a shard without spliced documents: others are not start + offset. Raises DataError."""
@@ -103,8 +108,8 @@ class Coordinates:
             pieces = np.diff(self.blocks.first)
             document = int(pieces.argmax())
             raise DataError(
-                f"{self.locus(document)} is spliced from {pieces[document]} pieces, and this works on unspliced documents only. "
-                "Extract genes instead (dnapretrain extract --features gene), or set data.split.by to none"
+                f"{self.locus(document)} is spliced from {pieces[document]} pieces, and this needs documents that are one stretch of a "
+                "contig. Give the base shard, or one made by dnapretrain extract --features gene"
             )
 
 

@@ -18,7 +18,7 @@ from dnapretrain import _core
 from dnapretrain.cli import main
 from dnapretrain.data.audit.dedup import Duplicates, format_duplicates
 from dnapretrain.data.audit.homology import MIN_HASHES, Leakage, Pieces, SketchSettings, bed_names
-from dnapretrain.data.audit.provenance import open_config
+from dnapretrain.data.audit.runs import open_config
 from dnapretrain.data.sampling.split import Segments, whole_documents
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import Coordinates, open_shard

@@ -20,9 +20,11 @@ import yaml
 from dnapretrain.cli import main
 from dnapretrain.config import load_config
 from dnapretrain.data.audit import coverage as coverage_module
-from dnapretrain.data.audit import provenance
+from dnapretrain.data.audit import placed
 from dnapretrain.data.audit.coverage import write_coverage
-from dnapretrain.data.audit.provenance import Steps, locate, open_run, open_set, open_train, samples_of_step, was_seen
+from dnapretrain.data.audit.locate import Wanted, locate, samples_of_step
+from dnapretrain.data.audit.runs import Steps, open_run, open_set, open_train
+from dnapretrain.data.audit.was_seen import was_seen
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.errors import ConfigError
 
@@ -107,7 +109,7 @@ def test_sample_to_loci_to_fasta_to_tokens(tmp_path, contigs, objective, rules):
         batch = stream.batch(np.array([sample]))
         expected = batch.labels[0].tolist() if config.is_masked else [*batch.tokens[0].tolist(), int(batch.labels[0, -1])]
         found = []
-        [row] = locate(stream, [provenance.Wanted(sample)], with_bases=True)
+        [row] = locate(stream, [Wanted(sample)], with_bases=True)
         for locus in row["loci"]:
             text = contigs[locus["assembly"], locus["contig"]][locus["start"] : locus["end"]]
             text = slow.reverse_complement(text) if locus["strand"] == "-" else text
@@ -156,7 +158,7 @@ def test_ranks_read_their_micro_batches(tmp_path, contigs):
 @pytest.mark.parametrize("objective", ["nucleotide", "no bos", "kmer"])
 def test_equal_to_counting_every_sample(tmp_path, contigs, objective, rules, data, monkeypatch):
     monkeypatch.setattr(coverage_module, "SLICE", 300)
-    monkeypatch.setattr(provenance, "RUNS_AT_A_TIME", 300)
+    monkeypatch.setattr(placed, "RUNS_AT_A_TIME", 300)
     config = load_config(write_config(tmp_path, objective, **RULES[rules], **data))
     stream, rng = open_train(config), random.Random(1)
     for step in (0, 29):
@@ -324,4 +326,4 @@ def test_import_needs_no_torch():
 
 def test_held_out_set_of_the_run(tmp_path, contigs):
     stream = open_set(load_config(write_config(tmp_path)), "other")
-    assert [Path(row["source"]).name for row in locate(stream, [provenance.Wanted(0)])] == ["other"]
+    assert [Path(row["source"]).name for row in locate(stream, [Wanted(0)])] == ["other"]

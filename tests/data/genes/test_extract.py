@@ -301,7 +301,7 @@ def test_pieces_lead_back_to_the_contig_base_by_base(tmp_path):
                 assert "".join(pieces) == document[start:end]
 
 
-def test_spliced_documents_are_refused_where_only_stretches_are_understood(tmp_path):
+def test_spliced_documents_are_split_and_inspected_but_no_base_shard(tmp_path):
     base = genome(tmp_path, {"c": TEXT})
     rows = """
     c x mRNA 1 40 . - . ID=t
@@ -310,10 +310,13 @@ def test_spliced_documents_are_refused_where_only_stretches_are_understood(tmp_p
     """
     extract(base, gff(tmp_path, rows), tmp_path / "o", ExtractSettings(("transcript",), spliced=True))
     shard = open_shard(tmp_path / "o")
-    block = SplitConfig(by="block", block_size=1000, valid_fraction=0.5)
-    with pytest.raises(DataError, match="asm:c:3-20 is spliced from 2 pieces"):
-        split_documents([shard], block)
+    (tmp_path / "v.bed").write_text("c\t7\t16\n")
+    split = split_documents([shard], SplitConfig(by="bed", valid_bed=tmp_path / "v.bed"))[0]
+    found = {side: list(zip(split[side].start.tolist(), split[side].length.tolist(), strict=True)) for side in SIDES}
+    assert found == {"train": [(0, 4), (8, 5)], "valid": [(4, 4)], "test": []}
     assert split_documents([shard], SplitConfig(by="none"))[0]["train"].bases == 13
+    with pytest.raises(DataError, match="asm:c:3-20 is spliced from 2 pieces, and this needs"):
+        shard.reference_position(0, 0)
     assert "document     asm:c:3-20 (-)" in format_inspection(inspect_shard(tmp_path / "o"))
     with pytest.raises(DataError, match="Give the base shard"):
         extract(tmp_path / "o", tmp_path / "a.gff3", tmp_path / "p")

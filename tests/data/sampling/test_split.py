@@ -1,14 +1,18 @@
 """Splits: no base on two sides, none lost, the same side on both strands and in every shard."""
 
+import itertools
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import odd_shards
 import pytest
 
 from dnapretrain.config import SplitConfig
 from dnapretrain.data.sampling.split import SIDES, split_documents
-from dnapretrain.data.shards.shard import Coordinates
+from dnapretrain.data.shards import stretches
+from dnapretrain.data.shards.shard import Coordinates, open_shard
 from dnapretrain.errors import ConfigError
 
 
@@ -152,3 +156,90 @@ def test_bed_files_may_not_overlap(tmp_path):
     (tmp_path / "b.bed").write_text("chr1\t99\t200\n")
     with pytest.raises(ConfigError, match="chr1:100-100 is held out"):
         split_documents([random_shard(5)], SplitConfig(by="bed", valid_bed=tmp_path / "a.bed", test_bed=tmp_path / "b.bed"))
+
+
+# Spliced documents and haplotypes
+
+
+CONTIGS = {("asm", "chr1"): 400, ("asm", "chr2"): 250, ("other", "chr1"): 300}
+
+
+def odd(folder, seed):
+    """A shard of whole contigs, one of spliced genes, one of haplotypes, and the documents of each."""
+    rng = random.Random(seed)
+    texts = {name: "".join(rng.choices("ACGT", k=length)) for name, length in CONTIGS.items()}
+    whole = [odd_shards.Document(*name, text, list(range(len(text))), "+", [(0, len(text))]) for name, text in texts.items()]
+    kinds = {"whole": whole, "genes": odd_shards.spliced(rng, texts, 40), "haplotypes": odd_shards.haplotypes(rng, texts, 3)}
+    return {name: (open_shard(odd_shards.write(folder / name, documents)), documents) for name, documents in kinds.items()}
+
+
+def side_of_places(shard, documents, split):
+    """(assembly, contig, place) -> side; each base has one, and a segment's neighbours in its document are on another side."""
+    sides = {}
+    given = [[None] * len(document.bases) for document in documents]
+    for side in SIDES:
+        segments = split[side]
+        assert segments.document.tolist() == sorted(segments.document.tolist())
+        for number, start, length in zip(segments.document.tolist(), segments.start.tolist(), segments.length.tolist(), strict=True):
+            assert length > 0
+            document = documents[number]
+            for offset in range(start, start + length):
+                assert given[number][offset] is None
+                given[number][offset] = side
+                assert sides.setdefault((document.assembly, document.contig, document.places[offset]), side) == side
+    assert all(None not in row for row in given)
+    return sides
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("by", ["block", "bed", "contig"])
+def test_a_base_of_any_kind_of_shard_is_on_the_side_of_its_place(tmp_path, by, seed):
+    shards = odd(tmp_path, seed)
+    (tmp_path / "v.bed").write_text("asm:chr1\t17\t60\nchr2\t100\t101\nasm:chr1\t60\t61\nasm:chr1\t222\t390\n")
+    (tmp_path / "t.bed").write_text("asm:chr1\t61\t71\nother:chr1\t0\t40\n")
+    config = {
+        "block": SplitConfig(by="block", block_size=23, valid_fraction=0.3, test_fraction=0.2, seed=seed),
+        "bed": SplitConfig(by="bed", valid_bed=tmp_path / "v.bed", test_bed=tmp_path / "t.bed"),
+        "contig": SplitConfig(by="contig", valid_contigs=("chr2",), test_contigs=("other:chr1",)),
+    }[by]
+    splits = split_documents([shard for shard, _ in shards.values()], config)
+    found = [side_of_places(*kind, split) for kind, split in zip(shards.values(), splits, strict=True)]
+    assert set(found[0].values()) == set(SIDES)
+    for sides in found[1:]:
+        assert len(sides) > 500
+        assert sides == {place: found[0][place] for place in sides}
+
+
+def test_segments_of_spliced_documents_are_as_long_as_sides_allow(tmp_path):
+    """Blocks that follow each other on one side stay one segment, across introns too."""
+    shards = odd(tmp_path, 11)
+    shard, documents = shards["genes"]
+    config = SplitConfig(by="block", block_size=60, valid_fraction=0.3)
+    split = split_documents([shards["whole"][0], shard], config)[1]
+    sides = side_of_places(shard, documents, split)
+    for number, document in enumerate(documents):
+        expected = [sides[document.assembly, document.contig, place] for place in document.places]
+        changes = 1 + sum(a != b for a, b in itertools.pairwise(expected))
+        assert sum(int((split[side].document == number).sum()) for side in SIDES) == changes
+    assert split_documents([shard], SplitConfig())[0]["train"].bases == len(shard.bases)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stretches_equal_places_base_by_base(tmp_path, seed, monkeypatch):
+    monkeypatch.setattr(stretches, "ROWS_AT_A_TIME", 7)
+    rng = np.random.default_rng(seed)
+    for shard, documents in odd(tmp_path, seed).values():
+        document = rng.integers(0, len(documents), 300)
+        edges = np.sort(rng.integers(0, shard.lengths[document] + 1, (2, 300)), axis=0)
+        found = stretches.find_stretches(shard.coordinates, document, *edges)
+        for number, (of, first, last) in enumerate(zip(document, *edges, strict=True)):
+            rows = np.flatnonzero(found.query == number)
+            places = documents[of].places[first:last]
+            held = [range(found.start[row], found.end[row]) for row in rows]
+            if documents[of].strand == "-":
+                held = [some[::-1] for some in held]
+            if documents[of].haplotype:
+                assert [place for some in held for place in some] == sorted(set(places))
+            else:
+                assert [place for some in held for place in some] == places
+                assert [documents[of].places[found.offset[row]] for row in rows] == [some[0] for some in held]
