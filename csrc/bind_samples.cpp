@@ -246,7 +246,8 @@ Array<int64_t> encode_variable(const VariableEncoder &encoder, const Array<uint8
 
 std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool packed, bool shuffle, bool add_bos, bool random_phase,
                                         int64_t sequence_length, int64_t k, int64_t stride, int64_t min_length, double reverse_complement,
-                                        uint64_t seed, uint64_t source, bool masked, bool add_eos, bool variable) {
+                                        uint64_t seed, uint64_t source, bool masked, bool add_eos, bool variable, int64_t window,
+                                        int64_t jitter, const std::optional<Array<int64_t>> &groups) {
     CutRules rules;
     rules.packed = packed;
     rules.shuffle = shuffle;
@@ -262,7 +263,9 @@ std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool pack
     rules.masked = masked;
     rules.add_eos = add_eos;
     rules.variable = variable;
-    return std::make_shared<SampleIndex>(to_vector(lengths, "lengths"), rules);
+    rules.window = window;
+    rules.jitter = jitter;
+    return std::make_shared<SampleIndex>(to_vector(lengths, "lengths"), rules, groups ? to_vector(*groups, "groups") : std::vector<int64_t>{});
 }
 
 py::tuple resolve(const SampleIndex &index, int64_t draw) {
@@ -326,15 +329,16 @@ void bind_samples(py::module_ &module) {
              py::arg("pad"), py::arg("bos"), py::arg("eos"), py::arg("unk"), py::arg("lowercase_weight"));
 
     py::class_<Masking>(module, "Masking")
-        .def(py::init<double, double, double, int64_t, int64_t, int64_t>(), py::kw_only(), py::arg("mlm_probability"),
+        .def(py::init<double, double, double, int64_t, int64_t, int64_t, int64_t>(), py::kw_only(), py::arg("mlm_probability"),
              py::arg("mask_replace_prob"), py::arg("random_replace_prob"), py::arg("mask_id"), py::arg("first_standard"),
-             py::arg("num_standard"));
+             py::arg("num_standard"), py::arg("span_length") = 1);
 
     py::class_<SampleIndex, std::shared_ptr<SampleIndex>>(module, "SampleIndex")
         .def(py::init(&make_index), py::arg("lengths").noconvert(), py::kw_only(), py::arg("packed"), py::arg("shuffle"),
              py::arg("add_bos"), py::arg("random_phase"), py::arg("sequence_length"), py::arg("k"), py::arg("stride"),
              py::arg("min_length"), py::arg("reverse_complement"), py::arg("seed"), py::arg("source"), py::arg("masked") = false,
-             py::arg("add_eos") = false, py::arg("variable") = false)
+             py::arg("add_eos") = false, py::arg("variable") = false, py::arg("window") = 0, py::arg("jitter") = 0,
+             py::arg("groups") = py::none())
         .def_property_readonly("num_samples", &SampleIndex::num_samples)
         .def("coverage", &coverage)
         .def("used_segments", [](const SampleIndex &index) { return py::array_t<int64_t>(py::cast(index.used_segments())); })

@@ -173,7 +173,7 @@ struct Bases {
 // (sample id -> source, draw) -> fill_sample (runs -> tokens, labels, loss weights) with an Encoder
 // (a fixed number of bases per token) or a VariableEncoder and, for the masked objective, a Masking.
 
-enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5, mask = 6 };
+enum class Stream : uint64_t { order = 1, segments = 2, strand = 3, phase = 4, blend = 5, mask = 6, jitter = 7 };
 
 // The step of splitmix64: 2^64 divided by the golden ratio.
 constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
@@ -206,6 +206,7 @@ class PrefixTable {
 public:
     PrefixTable() = default;
     explicit PrefixTable(std::vector<int64_t> sizes);
+    int64_t slots() const { return start_.empty() ? 0 : static_cast<int64_t>(start_.size()) - 1; }
     int64_t total() const { return start_.empty() ? 0 : start_.back(); }
     int64_t start(int64_t slot) const { return start_[static_cast<size_t>(slot)]; }
     int64_t find(int64_t position) const;  // 0 <= position < total()
@@ -227,6 +228,8 @@ struct CutRules {
     int64_t sequence_length = 0;  // tokens
     int64_t k = 1;                // bases per token
     int64_t stride = 0;           // bases, windows only
+    int64_t window = 0;           // bases, windows only; 0: those of a full sample
+    int64_t jitter = 0;           // bases, windows only: a window begins at its place plus 0 to so many, drawn anew each time
     int64_t min_length = 1;       // bases
     double reverse_complement = 0;
     uint64_t seed = 0;
@@ -262,10 +265,15 @@ struct Coverage {
     int64_t used = 0, short_segments = 0, short_tails = 0, gaps = 0, remainders = 0;
 };
 
-// Draw n of one source -> epoch and runs. A pure function of (lengths, rules, n).
+// Draw n of one source -> epoch and runs. A pure function of (lengths, rules, groups, n).
+//
+// Windows are cut from stretches of window + jitter bases, `stride` apart, from the begin of a segment on: at a keyed offset
+// into what room the stretch has. The last stretch of a segment may be shorter: its room is what the window leaves of it.
+// `groups`, packed only: the first segment of each group, in order. Groups are permuted each epoch instead of segments, and the
+// segments of a group follow each other in their order.
 class SampleIndex {
 public:
-    SampleIndex(std::vector<int64_t> lengths, const CutRules &rules);
+    SampleIndex(std::vector<int64_t> lengths, const CutRules &rules, const std::vector<int64_t> &groups = {});
     int64_t num_samples() const { return num_samples_; }  // of one epoch
     int64_t num_segments() const { return static_cast<int64_t>(lengths_.size()); }
     int64_t length(int64_t segment) const { return lengths_[static_cast<size_t>(segment)]; }
@@ -279,28 +287,35 @@ public:
 private:
     struct Layout {  // packed: the token stream of one epoch
         int64_t epoch;
+        PrefixTable groups;  // place of a group in the order of this epoch -> its slots; empty where segments are permuted
         PrefixTable tokens;  // slot -> tokens, separator included
     };
     void build_windows();
-    void build_packed();
+    void build_packed(const std::vector<int64_t> &groups);
     int64_t window_count(int64_t length);
     void resolve_window(int64_t draw, int64_t j, Sample &sample) const;
     void resolve_packed(int64_t j, Sample &sample) const;
     int64_t draw_of(int64_t j, int64_t epoch) const;
     bool packed_range(int64_t segment, int64_t start, int64_t end, int64_t epoch, int64_t &first, int64_t &last) const;
     int64_t packed_tokens(int64_t segment) const;
-    int64_t segment_of_slot(int64_t slot, int64_t epoch) const;
+    Permutation segment_order(int64_t epoch) const;
+    PrefixTable group_slots(int64_t epoch) const;
+    int64_t segment_of_slot(int64_t slot, const Permutation &order, const PrefixTable &groups) const;
+    int64_t slot_of_segment(int64_t place, const Permutation &order, const PrefixTable &groups) const;
     std::shared_ptr<const Layout> layout(int64_t epoch) const;
     bool reversed(int64_t draw) const;
     int64_t phase(int64_t draw) const;
+    int64_t jitter(int64_t draw, int64_t room) const;
 
     std::vector<int64_t> lengths_;
     CutRules rules_;
     Coverage coverage_;
     int64_t num_samples_ = 0;
-    int64_t window_ = 0;               // bases
+    int64_t content_ = 0;              // bases that a window reads at most
+    int64_t window_ = 0;               // bases of a window: those, and what a phase leaves out
     PrefixTable windows_;              // segment -> its windows
     std::vector<int64_t> packed_;      // segments that are long enough
+    PrefixTable groups_;               // group -> its segments in packed_; empty where segments are permuted
     int64_t stream_tokens_ = 0;        // packed tokens of one epoch
     mutable std::mutex layout_mutex_;  // guards layouts_
     mutable std::shared_ptr<const Layout> layouts_[2];
@@ -401,19 +416,27 @@ private:
 // The masked objective (BERT, arXiv:1810.04805): of the tokens that weigh anything, some are chosen; of the chosen, some read
 // <mask>, some a standard token (bases or k-mers, no N, no specials) drawn evenly, and the rest stay. A pure function of
 // (key, place in the sample): one mix64 chooses a place, a second one says what it reads.
+//
+// With a span length over 1, spans of so many tokens are chosen instead. They tile the sample from a keyed offset on, and are cut
+// at each token that weighs nothing: a span never holds tokens of both sides of it. A span is chosen with mlm_probability
+// whatever its length, so that is the probability of each token, too. What its first place draws (<mask>, standard, stay) holds for
+// the whole span; which standard token is drawn at each place.
 class Masking {
 public:
-    // Throws std::invalid_argument for probabilities outside 0 to 1, shares over 1 together, or no standard token.
+    // Throws std::invalid_argument for probabilities outside 0 to 1, shares over 1 together, no standard token, or a span
+    // length outside 1 to 2^31 - 1.
     Masking(double mlm_probability, double mask_replace_prob, double random_replace_prob, int64_t mask_id, int64_t first_standard,
-            int64_t num_standard);
+            int64_t num_standard, int64_t span_length = 1);
     // Changes the chosen tokens and sets the weights of all others to 0. A probability of 0 or 1 holds exactly.
     void apply(uint64_t key, int64_t count, int64_t *tokens, float *weights) const;
 
 private:
+    void apply_spans(uint64_t key, int64_t count, int64_t *tokens, float *weights) const;
+
     uint64_t chosen_below_;               // of 2^53
     uint64_t mask_below_, random_below_;  // of 2^32, one after the other
     int64_t mask_id_, first_standard_;
-    uint64_t num_standard_;
+    uint64_t num_standard_, span_length_;
 };
 
 // One source of a batch: the index, where each segment starts in `bases`, and the bases.

@@ -24,7 +24,8 @@ void SampleIndex::readers(int64_t segment, int64_t start, int64_t end, int64_t e
         if (!packed_range(segment, start, end, epoch, first, last)) return;
     } else {
         const int64_t before = windows_.start(segment), count = windows_.start(segment + 1) - before;
-        first = before + (start < window_ ? 0 : (start - window_) / rules_.stride + 1);
+        const int64_t stretch = window_ + rules_.jitter;
+        first = before + (start < stretch ? 0 : (start - stretch) / rules_.stride + 1);
         last = before + std::min(count - 1, (end - 1) / rules_.stride);
     }
     Sample sample;
@@ -47,15 +48,14 @@ bool SampleIndex::packed_range(int64_t segment, int64_t start, int64_t end, int6
     const auto at = std::lower_bound(packed_.begin(), packed_.end(), segment);
     if (at == packed_.end() || *at != segment) return false;
     const auto count = static_cast<int64_t>(packed_.size());
-    int64_t slot = at - packed_.begin();
-    if (rules_.shuffle)
-        slot = Permutation(count, keyed_hash(rules_.seed, Stream::segments, rules_.source, static_cast<uint64_t>(epoch))).inverse(slot);
+    const std::shared_ptr<const Layout> current = layout(epoch);
+    const int64_t slot = slot_of_segment(at - packed_.begin(), segment_order(epoch), current->groups);
     const int64_t draw = epoch * count + slot, shift = phase(draw), k = rules_.k;
     const bool reverse = reversed(draw);
     const int64_t from = (reverse ? length(segment) - end : start) - shift, to = (reverse ? length(segment) - start : end) - shift;
     const int64_t first_token = std::max<int64_t>(from, 0) / k, last_token = std::min((to + k - 1) / k, packed_tokens(segment)) - 1;
     if (to <= 0 || last_token < first_token) return false;
-    const int64_t base = layout(epoch)->tokens.start(slot), labels = rules_.label_tokens();
+    const int64_t base = current->tokens.start(slot), labels = rules_.label_tokens();
     const int64_t beyond = base + first_token - labels - rules_.context_tokens();
     first = beyond < 0 ? 0 : beyond / labels + 1;
     last = std::min((base + last_token) / labels, num_samples_ - 1);

@@ -1,8 +1,8 @@
 // The sample index: draw n of a source -> the stretches of segments it reads, in O(segments) memory.
 //
 // windows: sample j of an epoch is a window of one segment; prefix sums over the windows per segment find it.
-// packed:  the segments of an epoch, permuted, make one token stream with a separator between two
-//          segments; sample j is the j-th piece of it. Prefix sums are kept for two epochs at a time.
+// packed:  the segments of an epoch, permuted one by one or in groups, make one token stream with a separator between
+//          two segments; sample j is the j-th piece of it. Prefix sums are kept for two epochs at a time.
 #include <algorithm>
 #include <stdexcept>
 
@@ -35,6 +35,13 @@ void check(const CutRules &rules) {
     if (rules.variable && rules.packed) throw std::invalid_argument("packed samples need tokens of a fixed length");
     if (rules.k < 1 || rules.k > 8) refuse("k must be 1 to 8 bases, got ", rules.k);
     if (!rules.packed && rules.stride < 1) refuse("the stride must be at least 1 base, got ", rules.stride);
+    if (rules.window < 0 || rules.jitter < 0 || rules.jitter > kMaxBases)
+        refuse("window and jitter must be 0 to 2^61 bases, got ", rules.jitter < 0 || rules.jitter > kMaxBases ? rules.jitter : rules.window);
+    if (rules.packed && (rules.window || rules.jitter)) throw std::invalid_argument("window and jitter are for windows, not for packed samples");
+    const int64_t tokens = rules.label_tokens() + rules.context_tokens(), unit = rules.variable ? 1 : rules.k;
+    if (rules.window % unit || rules.window > tokens * rules.k || (rules.window && rules.window < unit + rules.context_tokens() * rules.k))
+        refuse("a window must have the bases of 1 to " + std::to_string(rules.label_tokens()) + " whole tokens" +
+                   (rules.context_tokens() ? " and of one before them" : "") + ", got ", rules.window);
     if (rules.min_length < 1) refuse("the minimum length must be at least 1 base, got ", rules.min_length);
     if (!(rules.reverse_complement >= 0 && rules.reverse_complement <= 1))
         throw std::invalid_argument("the probability of the reverse complement must be 0 to 1, got " + std::to_string(rules.reverse_complement));
@@ -66,41 +73,45 @@ int64_t PrefixTable::find(int64_t position) const {
     return std::upper_bound(first, last, position) - start_.begin() - 1;
 }
 
-SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules) : lengths_(std::move(lengths)), rules_(rules) {
+SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules, const std::vector<int64_t> &groups)
+    : lengths_(std::move(lengths)), rules_(rules) {
     check(rules_);
     checked_total(lengths_);
     if (rules_.packed) {
-        build_packed();
+        build_packed(groups);
     } else {
+        if (!groups.empty()) throw std::invalid_argument("groups of segments are for packed samples");
         build_windows();
     }
 }
 
 void SampleIndex::build_windows() {
-    window_ = (rules_.label_tokens() + rules_.context_tokens()) * rules_.k + (rules_.random_phase ? rules_.k - 1 : 0);
+    content_ = rules_.window ? rules_.window : (rules_.label_tokens() + rules_.context_tokens()) * rules_.k;
+    window_ = content_ + (rules_.random_phase ? rules_.k - 1 : 0);
     std::vector<int64_t> counts(lengths_.size());
     std::transform(lengths_.begin(), lengths_.end(), counts.begin(), [this](int64_t length) { return window_count(length); });
     windows_ = PrefixTable(std::move(counts));
     num_samples_ = windows_.total();
 }
 
-// Counts the windows of a segment and books every base of it. A tail is a window of its own if it is
-// long enough, holds a target whatever the phase, and reads bases that no full window reads. Where tokens
+// Counts the windows of a segment and books every base of it, as used where some epoch can read it. A tail is a stretch of
+// its own if it is long enough, holds a target whatever the phase, and has bases that no full stretch has. Where tokens
 // differ in length, one base makes a token, and the bases cut because tokens run out are counted as used.
 int64_t SampleIndex::window_count(int64_t length) {
     const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0, unit = rules_.variable ? 1 : k;
-    const int64_t needed = std::max(rules_.min_length, unit + rules_.context_tokens() * k + slack);
-    const int64_t full = length < std::max(window_, rules_.min_length) ? 0 : (length - window_) / stride + 1;
-    const int64_t read = full ? (full - 1) * stride + window_ : 0;
+    const int64_t needed = std::max(rules_.min_length, unit + rules_.context_tokens() * k + slack), stretch = window_ + rules_.jitter;
+    const int64_t full = length < std::max(stretch, rules_.min_length) ? 0 : (length - stretch) / stride + 1;
+    const int64_t read = full ? (full - 1) * stride + stretch : 0;
     const int64_t next = std::min(full * stride, length);
     const int64_t fresh = std::max(next, read);  // first base that only a tail could read
     if (full) {
-        const int64_t gaps = std::max<int64_t>(stride - window_, 0) * (full - 1) + fresh - read;
+        const int64_t gaps = std::max<int64_t>(stride - stretch, 0) * (full - 1) + fresh - read;
         coverage_.gaps += gaps;
         coverage_.used += fresh - gaps;
     }
     if (fresh == length) return full;
-    const int64_t end = rules_.random_phase ? length : next + (length - next) / unit * unit;
+    const bool to_the_end = rules_.random_phase || length - next >= window_;  // as some phase or offset has it
+    const int64_t end = to_the_end ? length : next + (length - next) / unit * unit;
     if (length - next < needed || end <= fresh) {
         (full ? coverage_.short_tails : coverage_.short_segments) += length - fresh;
         return full;
@@ -110,7 +121,9 @@ int64_t SampleIndex::window_count(int64_t length) {
     return full + 1;
 }
 
-void SampleIndex::build_packed() {
+void SampleIndex::build_packed(const std::vector<int64_t> &groups) {
+    std::vector<int64_t> sizes(groups.size());
+    size_t group = 0;
     const int64_t slack = rules_.random_phase ? rules_.k - 1 : 0;
     const int64_t needed = std::max(rules_.min_length, rules_.k + slack);
     for (int64_t segment = 0; segment < num_segments(); ++segment) {
@@ -119,11 +132,17 @@ void SampleIndex::build_packed() {
             continue;
         }
         packed_.push_back(segment);
+        while (group + 1 < groups.size() && groups[group + 1] <= segment) ++group;
+        if (!groups.empty()) ++sizes[group];
         const int64_t unread = rules_.random_phase ? 0 : length(segment) % rules_.k;
         coverage_.used += length(segment) - unread;
         coverage_.remainders += unread;
         stream_tokens_ += packed_tokens(segment) + 1;
     }
+    if (!groups.empty() && (groups.front() != 0 || !std::is_sorted(groups.begin(), groups.end())))
+        throw std::invalid_argument("groups of segments must begin with the first one and be in order");
+    sizes.erase(std::remove(sizes.begin(), sizes.end(), 0), sizes.end());
+    if (rules_.shuffle && !sizes.empty()) groups_ = PrefixTable(std::move(sizes));
     if (packed_.empty()) return;
     stream_tokens_ -= 1;  // a separator stands between segments, not after the last
     const int64_t labels = stream_tokens_ - rules_.context_tokens();
@@ -149,6 +168,12 @@ int64_t SampleIndex::phase(int64_t draw) const {
                                 static_cast<uint64_t>(rules_.k));
 }
 
+int64_t SampleIndex::jitter(int64_t draw, int64_t room) const {
+    if (rules_.jitter == 0) return 0;
+    return static_cast<int64_t>(keyed_hash(rules_.seed, Stream::jitter, rules_.source, static_cast<uint64_t>(draw)) %
+                                static_cast<uint64_t>(room + 1));
+}
+
 void SampleIndex::resolve(int64_t draw, Sample &sample) const {
     if (draw < 0) throw std::out_of_range("draw " + std::to_string(draw) + " is negative");
     if (num_samples_ == 0) throw std::out_of_range("the source has no samples");
@@ -169,12 +194,12 @@ void SampleIndex::resolve(int64_t draw, Sample &sample) const {
 
 void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const {
     const int64_t segment = windows_.find(j);
-    const int64_t start = (j - windows_.start(segment)) * rules_.stride;
-    const int64_t bases = std::min(window_, length(segment) - start);
+    const int64_t place = (j - windows_.start(segment)) * rules_.stride;
+    const int64_t bases = std::min(window_, length(segment) - place);
+    const int64_t start = place + jitter(draw, std::min(rules_.jitter, length(segment) - place - bases));
     const int64_t shift = phase(draw);
-    const int64_t most = rules_.label_tokens() + rules_.context_tokens();
     const int64_t whole = rules_.variable ? bases - shift : (bases - shift) / rules_.k * rules_.k;
-    const int64_t read = std::min(most * rules_.k, whole);
+    const int64_t read = std::min(content_, whole);
     const bool reverse = reversed(draw);
     sample.runs.push_back({segment, start + (reverse ? bases - shift - read : shift), read, shift, reverse, false});
 }
@@ -183,10 +208,39 @@ int64_t SampleIndex::packed_tokens(int64_t segment) const {
     return (length(segment) - (rules_.random_phase ? rules_.k - 1 : 0)) / rules_.k;
 }
 
-int64_t SampleIndex::segment_of_slot(int64_t slot, int64_t epoch) const {
-    if (!rules_.shuffle) return packed_[static_cast<size_t>(slot)];
-    const uint64_t key = keyed_hash(rules_.seed, Stream::segments, rules_.source, static_cast<uint64_t>(epoch));
-    return packed_[static_cast<size_t>(Permutation(static_cast<int64_t>(packed_.size()), key)(slot))];
+// Of the groups, or of the segments where there are none.
+Permutation SampleIndex::segment_order(int64_t epoch) const {
+    const int64_t count = groups_.slots() ? groups_.slots() : static_cast<int64_t>(packed_.size());
+    return {count, keyed_hash(rules_.seed, Stream::segments, rules_.source, static_cast<uint64_t>(epoch))};
+}
+
+PrefixTable SampleIndex::group_slots(int64_t epoch) const {
+    if (!groups_.slots()) return {};
+    const Permutation order = segment_order(epoch);
+    std::vector<int64_t> sizes(static_cast<size_t>(groups_.slots()));
+    for (int64_t place = 0; place < groups_.slots(); ++place) {
+        const int64_t group = order(place);
+        sizes[static_cast<size_t>(place)] = groups_.start(group + 1) - groups_.start(group);
+    }
+    return PrefixTable(std::move(sizes));
+}
+
+int64_t SampleIndex::segment_of_slot(int64_t slot, const Permutation &order, const PrefixTable &groups) const {
+    if (rules_.shuffle && groups.slots()) {
+        const int64_t place = groups.find(slot);
+        slot = groups_.start(order(place)) + slot - groups.start(place);
+    } else if (rules_.shuffle) {
+        slot = order(slot);
+    }
+    return packed_[static_cast<size_t>(slot)];
+}
+
+// `place`: of the segment in packed_.
+int64_t SampleIndex::slot_of_segment(int64_t place, const Permutation &order, const PrefixTable &groups) const {
+    if (!rules_.shuffle) return place;
+    if (!groups.slots()) return order.inverse(place);
+    const int64_t group = groups_.find(place);
+    return groups.start(order.inverse(group)) + place - groups_.start(group);
 }
 
 // Two slots, even and odd epochs: a batch that lies across the end of an epoch rebuilds neither.
@@ -195,9 +249,12 @@ std::shared_ptr<const SampleIndex::Layout> SampleIndex::layout(int64_t epoch) co
     const std::lock_guard<std::mutex> lock(layout_mutex_);
     auto &cached = layouts_[key % 2];
     if (cached && cached->epoch == key) return cached;
+    const Permutation order = segment_order(key);
+    PrefixTable groups = group_slots(key);
     std::vector<int64_t> sizes(packed_.size());
-    for (size_t slot = 0; slot < sizes.size(); ++slot) sizes[slot] = packed_tokens(segment_of_slot(static_cast<int64_t>(slot), key)) + 1;
-    cached = std::make_shared<const Layout>(Layout{key, PrefixTable(std::move(sizes))});
+    for (size_t slot = 0; slot < sizes.size(); ++slot)
+        sizes[slot] = packed_tokens(segment_of_slot(static_cast<int64_t>(slot), order, groups)) + 1;
+    cached = std::make_shared<const Layout>(Layout{key, std::move(groups), PrefixTable(std::move(sizes))});
     return cached;
 }
 
@@ -205,8 +262,9 @@ void SampleIndex::resolve_packed(int64_t j, Sample &sample) const {
     const std::shared_ptr<const Layout> current = layout(sample.epoch);
     int64_t token = j * rules_.label_tokens();
     const int64_t end = std::min(token + rules_.label_tokens() + rules_.context_tokens(), stream_tokens_);
+    const Permutation order = segment_order(sample.epoch);
     for (int64_t slot = current->tokens.find(token); token < end; ++slot) {
-        const int64_t segment = segment_of_slot(slot, sample.epoch);
+        const int64_t segment = segment_of_slot(slot, order, current->groups);
         const int64_t draw = sample.epoch * static_cast<int64_t>(packed_.size()) + slot;  // strand and phase are the segment's
         const int64_t in_segment = packed_tokens(segment), first = token - current->tokens.start(slot);
         const int64_t last = std::min(in_segment, first + end - token);  // first == in_segment: only its separator is left

@@ -175,6 +175,7 @@ class Masking:
         mask_id: int,
         first_standard: int,
         num_standard: int,
+        span_length: int = 1,
     ) -> None: ...
 
 class SampleIndex:
@@ -198,6 +199,9 @@ class SampleIndex:
         masked: bool = False,
         add_eos: bool = False,
         variable: bool = False,
+        window: int = 0,
+        jitter: int = 0,
+        groups: NDArray[np.int64] | None = None,
     ) -> None: ...
     @property
     def num_samples(self) -> int:

@@ -142,6 +142,9 @@ class MaskingConfig(Section):
     """Share of the chosen tokens that read <mask>."""
     random_replace_prob: float = Field(0.1, ge=0, le=1)
     """Share of them that read a random base or k-mer; the rest stays as it is, and is predicted all the same."""
+    span_length: int = Field(1, gt=0)
+    """Tokens that are chosen together, a whole 6-mer for 6 single bases: such spans tile a sample from a random offset on, and end at
+    each token that cannot be chosen. A span is chosen with mlm_probability, and reads <mask>, random bases or itself as a whole."""
 
 
 class DataConfig(Section):
@@ -163,6 +166,13 @@ class DataConfig(Section):
     """windows: each sample lies within one document; packed: documents joined by separators fill each sample."""
     stride: int | None = Field(None, gt=0)
     """Bases between window starts (windows only); default: windows touch and do not overlap."""
+    window_length: int | None = Field(None, gt=0)
+    """Bases of a window (windows only); default: as many as the tokens of a sample stand for. With fewer, samples end in <pad>."""
+    window_jitter: int = Field(0, ge=0)
+    """Bases (windows only): each training window starts 0 to so many bases behind its place, drawn anew each epoch; towards the end
+    of a document, as many as there is room for. `stride` may leave the room: stride 6000, 5994 bases and jitter 206 read all."""
+    pack_order: Literal["document", "contig"] = "document"
+    """packed: what each epoch permutes. contig: documents of a contig stay neighbours, in the order of the shard."""
     min_length: int = Field(1, gt=0)
     """Bases: shorter documents and window tails are left out, counted and reported."""
     reverse_complement: float = Field(0.0, ge=0, le=1)

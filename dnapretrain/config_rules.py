@@ -88,13 +88,33 @@ def check_rules(config: RunConfig) -> None:
         raise ConfigError(
             f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
         )
-    if data.stride is not None and data.sampling == "packed":
-        raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
+    _check_windows(config)
     _check_tokenizer(config)
     _check_objective(config)
     _check_rampup(config)
     _check_split(split)
     _check_stages(config)
+
+
+def _check_windows(config: RunConfig) -> None:
+    data, tokenizer, window = config.data, config.tokenizer, config.data.window_length
+    if data.sampling == "packed":
+        for name in ("stride", "window_length", "window_jitter"):
+            if getattr(data, name):
+                raise ConfigError(f"data.{name} is for data.sampling=windows; packed samples have none. Remove data.{name}.")
+    elif data.pack_order != "document":
+        raise ConfigError(f"data.pack_order={data.pack_order} is for data.sampling=packed. Remove it.")
+    if window is None:
+        return
+    k, special = tokenizer.bases_per_token, (tokenizer.add_bos + tokenizer.add_eos if config.is_masked else 0)
+    context = 0 if config.is_masked or tokenizer.add_bos else 1
+    most, least = (data.sequence_length - special + context) * k, context * k + (1 if tokenizer.is_variable else k)
+    if not least <= window <= most:
+        raise ConfigError(
+            f"data.window_length = {window} is not {least} to {most} bases, which {data.sequence_length} tokens stand for. Change one."
+        )
+    if not tokenizer.is_variable:
+        _divides("data.window_length", window, "the bases of a token", k, "Windows are read in whole tokens: change it.")
 
 
 def _check_tokenizer(config: RunConfig) -> None:
@@ -135,6 +155,8 @@ def _check_objective(config: RunConfig) -> None:
                 f"data.masking.mlm_probability = {masking.mlm_probability} is for model.kind=encoder; a decoder predicts the next token. "
                 "Set it to 0, or change model.kind."
             )
+        if masking.span_length > 1:
+            raise ConfigError(f"data.masking.span_length = {masking.span_length} is for model.kind=encoder. Remove it.")
         return
     if not masking.mlm_probability:
         raise ConfigError("model.kind=encoder learns by masking. Set data.masking.mlm_probability, usually 0.15.")
@@ -142,6 +164,10 @@ def _check_objective(config: RunConfig) -> None:
         raise ConfigError(
             f"data.masking.mask_replace_prob = {masking.mask_replace_prob} and random_replace_prob = {masking.random_replace_prob} are "
             "shares of the chosen tokens and exceed 1 together. Lower one."
+        )
+    if masking.span_length > config.data.sequence_length:
+        raise ConfigError(
+            f"data.masking.span_length = {masking.span_length} exceeds data.sequence_length = {config.data.sequence_length}. Lower it."
         )
     if model.ffn_dropout == "inner" and not model.hidden_dropout:
         raise ConfigError("model.ffn_dropout=inner says where model.hidden_dropout falls, which is 0. Set one of the two.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-ORDER, SEGMENTS, STRAND, PHASE, BLEND, MASKING = 1, 2, 3, 4, 5, 6
+ORDER, SEGMENTS, STRAND, PHASE, BLEND, MASKING, JITTER = 1, 2, 3, 4, 5, 6, 7
 BLOCK = 65536
 PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A", "R": "Y", "Y": "R", "S": "S", "W": "W", "K": "M", "M": "K"}
 PAIRS |= {"B": "V", "V": "B", "D": "H", "H": "D", "N": "N"}
@@ -71,6 +71,11 @@ class Slow:
     masking: tuple[float, float, float] | None = None
     """Share chosen; shares of the chosen that read <mask>, and a standard token. None: the causal objective."""
     add_eos: bool = False
+    window_length: int | None = None
+    window_jitter: int = 0
+    contigs: list[str] | None = None
+    """Packed: the contig of each segment, where segments of one stay together."""
+    span_length: int = 1
 
     def vocabulary(self) -> list[str]:
         words = ["".join(word) for word in itertools.product(self.base_order, repeat=self.k)]
@@ -100,25 +105,39 @@ class Slow:
     def context_tokens(self) -> int:
         return 0 if self.masking or self.add_bos else 1
 
-    def windows(self) -> list[tuple[int, int, int]]:
-        """(segment, start, end) of every window of an epoch, in order."""
+    def content(self) -> int:
+        """Bases that a window reads at most."""
+        return self.window_length or (self.label_tokens() + self.context_tokens()) * self.k
+
+    def stretches(self) -> list[tuple[int, int, int]]:
+        """(segment, start, end) of what each sample of an epoch is cut from, in order: a window and the room it moves in."""
         slack = self.k - 1 if self.random_phase else 0
-        size = (self.label_tokens() + self.context_tokens()) * self.k + slack
-        stride = self.stride or self.label_tokens() * self.k
-        windows = []
+        size = self.content() + slack
+        stride = self.stride or self.content() - self.context_tokens() * self.k
+        stretches = []
         for number, text in enumerate(self.segments):
             if len(text) < self.min_length:
                 continue
             start, read = 0, 0
-            while start + size <= len(text):
-                windows.append((number, start, start + size))
-                start, read = start + stride, start + size
+            while start + size + self.window_jitter <= len(text):
+                stretches.append((number, start, start + size + self.window_jitter))
+                start, read = start + stride, stretches[-1][2]
             left = len(text) - start
-            readable = left if self.random_phase else left - left % self.k
+            readable = left if self.random_phase or left >= size else left - left % self.k
             enough = left >= max(self.min_length, self.k * (1 + self.context_tokens()) + slack)
             if enough and start + readable > read:
-                windows.append((number, start, len(text)))
-        return windows
+                stretches.append((number, start, len(text)))
+        return stretches
+
+    def window(self, j: int, draw: int) -> tuple[int, int, int]:
+        """(segment, start, end) of the window that draw `draw`, the j-th of an epoch, reads within."""
+        return self.window_of(self.stretches()[j], draw)
+
+    def window_of(self, stretch: tuple[int, int, int], draw: int) -> tuple[int, int, int]:
+        number, start, end = stretch
+        size = min(end - start, self.content() + (self.k - 1 if self.random_phase else 0))
+        offset = keyed_hash(self.seed, JITTER, self.source, draw) % (end - start - size + 1) if self.window_jitter else 0
+        return number, start + offset, start + offset + size
 
     def sample(self, draw: int) -> tuple[list[int], list[int], list[float], int]:
         """Tokens, labels, weights and the epoch of the n-th draw."""
@@ -143,36 +162,63 @@ class Slow:
         """What each chosen place of a masked sample reads, by place."""
         share, mask_share, random_share = self.masking
         key = keyed_hash(self.seed, MASKING, self.source, draw)
-        read = {}
-        for place, weight in enumerate(weights):
+
+        def draws(place: int) -> tuple[int, int, int]:
             choice = mix((key + (place + 1) * GOLDEN) & MASK)
-            if weight > 0 and choice >> 11 < int(share * 2**53):
-                kind, number = divmod(mix((choice + GOLDEN) & MASK), 2**32)
+            return choice, *divmod(mix((choice + GOLDEN) & MASK), 2**32)
+
+        read = {}
+        for span in self.spans(mix(key), weights):
+            choice, kind, _ = draws(span[0])
+            if choice >> 11 >= int(share * 2**53):
+                continue
+            for place in span:
                 if kind < round(mask_share * 2**32):
                     read[place] = 4
                 elif kind < round((mask_share + random_share) * 2**32):
-                    read[place] = 5 + number * 4**self.k // 2**32
+                    read[place] = 5 + draws(place)[2] * 4**self.k // 2**32
                 else:
                     read[place] = tokens[place]
         return read
 
+    def spans(self, offset: int, weights: list[float]) -> list[list[int]]:
+        """Places that are chosen together: neighbours that weigh something, split at offset, offset + span_length, ..."""
+        spans: list[list[int]] = []
+        for place, weight in enumerate(weights):
+            if weight > 0:
+                if place and weights[place - 1] > 0 and (place - offset) % self.span_length:
+                    spans[-1].append(place)
+                else:
+                    spans.append([place])
+        return spans
+
     def window_pieces(self, j: int, draw: int, epoch: int) -> list[tuple[int, float]]:
-        segment, start, end = self.windows()[j]
+        segment, start, end = self.window(j, draw)
         window = self.segments[segment][start:end]
         if self.reversed(draw):
             window = reverse_complement(window)
         window = window[self.phase(draw) :]
         return self.encode(window[: len(window) // self.k * self.k])
 
+    def slots(self, epoch: int) -> list[int]:
+        """Segments of an epoch of the token stream, in order."""
+        slack = self.k - 1 if self.random_phase else 0
+        long_enough = [n for n, text in enumerate(self.segments) if len(text) >= max(self.min_length, self.k + slack)]
+        if not self.shuffle:
+            return long_enough
+        contigs = self.contigs or list(range(len(self.segments)))
+        runs = [list(run) for _, run in itertools.groupby(range(len(self.segments)), key=lambda n: contigs[n])]
+        kept = [[n for n in run if n in long_enough] for run in runs]
+        groups = [group for group in kept if group]
+        key = keyed_hash(self.seed, SEGMENTS, self.source, epoch)
+        return [n for place in range(len(groups)) for n in groups[permute(len(groups), key, place)]]
+
     def stream(self, epoch: int) -> list[tuple[int, float]]:
         slack = self.k - 1 if self.random_phase else 0
-        long_enough = [text for text in self.segments if len(text) >= max(self.min_length, self.k + slack)]
+        slots = self.slots(epoch)
         stream: list[tuple[int, float]] = []
-        for slot in range(len(long_enough)):
-            number = slot
-            if self.shuffle:
-                number = permute(len(long_enough), keyed_hash(self.seed, SEGMENTS, self.source, epoch), slot)
-            text, draw = long_enough[number], epoch * len(long_enough) + slot
+        for slot, number in enumerate(slots):
+            text, draw = self.segments[number], epoch * len(slots) + slot
             if self.reversed(draw):
                 text = reverse_complement(text)
             tokens = (len(text) - slack) // self.k
@@ -186,7 +232,7 @@ class Slow:
 
     def num_samples(self) -> int:
         if not self.packed:
-            return len(self.windows())
+            return len(self.stretches())
         stream = self.stream(0)
         return max(0, -(-(len(stream) - self.context_tokens()) // self.label_tokens()))
 

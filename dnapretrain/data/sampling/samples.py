@@ -11,8 +11,19 @@ chosen, mask_replace_prob read <mask>, random_replace_prob a base or k-mer drawn
 the rest stays; loss_mask is 0 at every other place. Choices are a hash of (seed, source, n-th draw from it, place): other
 ones in each epoch. Held-out sets have the same ones at every evaluation, whatever data.seed is.
 
+With span_length n > 1 (SpanBERT, arXiv:1907.10529; whole k-mers of single bases), spans are chosen instead of tokens. Spans of n
+tokens tile the sample from a keyed offset of 0 to n - 1 on; at every token that weighs nothing (specials, separators, <pad>,
+ambiguous bases) a span ends and behind it another begins, so no span holds tokens of two documents. Each span, short or not, is
+chosen with mlm_probability p: so P(a token is predicted) = P(its span is chosen) = p, at every place. Whether it reads <mask>,
+random tokens or itself is decided once for the span; each random token is drawn by itself.
+
 Windows are cut in bases. Where tokens stand for different numbers of bases (Tokenizer.is_variable), a window has as many bases as
 its tokens would have as whole words, a last window may end anywhere, and bases that the tokens do not reach are cut and counted.
+
+With data.window_jitter J, training windows of W bases are cut from stretches of W + J bases that begin `stride` apart, each at a keyed
+offset of 0 to J, another one in each epoch. The last stretch of a segment may be shorter, if it has min_length bases and one
+that no other stretch has; its offset runs over what room there is (none, where it is no longer than a window). So no window reads
+beyond its segment, and every base that the report calls used is read in some epoch, though not in each.
 
 Everything is a pure function of (settings, sample id): no state, no files, the same on any number of ranks and for any
 length of the run.
@@ -20,6 +31,7 @@ length of the run.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -136,9 +148,11 @@ class SampleStream:
         self._masked = data.masking.mlm_probability > 0
         self._seed = data.seed & UINT64 if self._training else 0  # of a held-out set only the masks are keyed: one yardstick for all runs
         self._rules = self._cut_rules()
+        by_contig = self._training and data.pack_order == "contig"
+        self._groups = [_contig_groups(source) if by_contig else None for source in self._sources]
         self._indexes = [
-            SampleIndex(np.ascontiguousarray(source.segments.length), seed=self._seed, source=number, **self._rules)
-            for number, source in enumerate(self._sources)
+            SampleIndex(np.ascontiguousarray(source.segments.length), seed=self._seed, source=number, groups=groups, **self._rules)
+            for number, (source, groups) in enumerate(zip(self._sources, self._groups, strict=True))
         ]
         self._check_samples()
         self._stages: list[Stage] = []
@@ -217,9 +231,9 @@ class SampleStream:
 
     @property
     def reads_alike(self) -> bool:
-        """True where every epoch reads the same bases equally often: they depend on neither strand, phase nor neighbours."""
+        """True where every epoch reads the same bases equally often: they depend on neither strand, phase, jitter nor neighbours."""
         rules = self._rules
-        fixed = not rules["random_phase"] and not self.tokenizer.is_variable and not rules["packed"]
+        fixed = not rules["random_phase"] and not self.tokenizer.is_variable and not rules["packed"] and "jitter" not in rules
         return fixed and (rules["k"] == 1 or not rules["reverse_complement"])
 
     def cut(self) -> tuple[int, int]:
@@ -258,20 +272,25 @@ class SampleStream:
         data = self._data
         tokenizer = self.tokenizer
         label_tokens = data.sequence_length - (tokenizer.add_bos + tokenizer.add_eos if self._masked else 0)
+        k = tokenizer.bases_per_token
+        context = 0 if self._masked or tokenizer.add_bos else k  # bases
+        touching = data.window_length - context if data.window_length else label_tokens * k
         return {
             "packed": data.sampling == "packed",
             "shuffle": self._training,
             "add_bos": tokenizer.add_bos,
             "random_phase": data.random_phase and self._training,
             "sequence_length": data.sequence_length,
-            "k": tokenizer.bases_per_token,
-            "stride": (data.stride if self._training else None) or label_tokens * tokenizer.bases_per_token,
+            "k": k,
+            "stride": (data.stride if self._training else None) or touching,
             "min_length": data.min_length,
             "reverse_complement": data.reverse_complement if self._training else 0.0,
-            # Absent where false: the digests of such streams are older than these rules.
+            # Absent at their defaults: the digests of such streams are older than these rules.
             **({"masked": True} if self._masked else {}),
             **({"add_eos": True} if tokenizer.add_eos else {}),
             **({"variable": True} if tokenizer.is_variable else {}),
+            **({"window": data.window_length} if data.window_length else {}),
+            **({"jitter": data.window_jitter} if data.window_jitter and self._training else {}),
         }
 
     def _core_masking(self) -> Masking:
@@ -322,6 +341,10 @@ class SampleStream:
             ]
             for source in self._sources
         ]
+        any_groups = any(groups is not None for groups in self._groups)
+        masking = self._data.masking.model_dump()
+        if masking["span_length"] == 1:
+            del masking["span_length"]  # as in digests that are older than it
         begun = [[stage.start, stage.shares] for stage in self._stages[1:] if stage.start < num_samples]
         content = {
             "format": FORMAT,
@@ -332,7 +355,8 @@ class SampleStream:
             "lowercase_weight": self._data.lowercase_weight,
             "tokenizer": self.tokenizer.digest,
             "seed": self._seed if self._training else None,
-            **({"masking": self._data.masking.model_dump()} if self._masked else {}),
+            **({"groups": [_array_digest(groups) for groups in self._groups if groups is not None]} if any_groups else {}),
+            **({"masking": masking} if self._masked else {}),
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
@@ -351,6 +375,15 @@ class SampleStream:
             "bases_other_sides": bases - source.segments.bases,
             "bases_left_out": coverage,
         }
+
+
+def _contig_groups(source: Source) -> NDArray[np.int64]:
+    """The first segment of each group: consecutive segments of one contig, of one haplotype where there are several."""
+    coordinates = source.shard.coordinates
+    names = zip(coordinates.assembly, coordinates.contig, coordinates.haplotype or itertools.repeat(""), strict=False)
+    changes = np.fromiter((left != right for left, right in itertools.pairwise(names)), np.bool_)
+    contig = np.concatenate([[0], np.cumsum(changes)])[source.segments.document]
+    return np.concatenate([[0], np.flatnonzero(np.diff(contig)) + 1]).astype(np.int64)
 
 
 def _array_digest(array: NDArray[np.int64]) -> str:

@@ -34,7 +34,14 @@ OBJECTIVES = {
     "kmer": ("decoder", {"random_phase": True}, {"kind": "kmer", "k": 3}),
     "masked": ("encoder", {"random_phase": True, "masking": {"mlm_probability": 0.3}}, {"kind": "kmer", "k": 3}),
 }
-RULES = {"windows": {}, "overlap": {"stride": 7}, "packed": {"sampling": "packed"}}
+RULES = {
+    "windows": {},
+    "overlap": {"stride": 7},
+    "packed": {"sampling": "packed"},
+    "jitter": {"window_jitter": 5},
+    "items": {"window_length": 9, "stride": 20, "window_jitter": 13},
+    "contigs": {"sampling": "packed", "pack_order": "contig"},
+}
 MODEL = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 8}
 
 

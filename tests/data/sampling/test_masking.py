@@ -1,5 +1,6 @@
 """The masked objective: equal to plain Python, shares as set, standard tokens only, each base once per epoch."""
 
+import itertools
 import math
 
 import numpy as np
@@ -38,15 +39,21 @@ def cases(draw):
     kind, k = draw(st.sampled_from(KINDS))
     masked = draw(st.sampled_from([0.0, 0.5, 0.8, 1.0]))
     sampling = draw(st.sampled_from(["windows", "packed"]))
+    windows = {
+        "stride": draw(st.sampled_from([None, 1, 13, 40])),
+        "window_length": draw(st.sampled_from([None, k])),
+        "window_jitter": draw(st.sampled_from([0, 0, 5])),
+    }
     return {
         "texts": draw(st.lists(st.text("ACGTACGTacgtNnRy", min_size=1, max_size=90), min_size=1, max_size=8)),
         "tokenizer": tokenizer_of(kind, k, draw(st.sampled_from(["ACGT", "ATCG", "AGCT"])), draw(st.booleans()), draw(st.booleans())),
         "name": draw(st.sampled_from(["train", "valid"])),
         "masking": masking(
             draw(st.sampled_from([1e-3, 0.15, 0.5, ALMOST_ONE])), masked, draw(st.sampled_from([0.0, (1 - masked) / 2, 1 - masked]))
-        ),
+        )
+        | {"span_length": draw(st.sampled_from([1, 1, 2, 3, 6, 100]))},
         "sampling": sampling,
-        "stride": draw(st.sampled_from([None, 1, 13, 40])) if sampling == "windows" else None,
+        **(windows if sampling == "windows" else {"pack_order": draw(st.sampled_from(["document", "contig"]))}),
         "sequence_length": draw(st.integers(3, 20)),
         "min_length": draw(st.sampled_from([1, 1, 20])),
         "reverse_complement": draw(st.sampled_from([0.0, 0.5, 1.0])),
@@ -56,14 +63,21 @@ def cases(draw):
     }
 
 
+def contigs_of(case):
+    return [f"c{number // 3}" for number in range(len(case["texts"]))]
+
+
 def plain_version(case):
     """Plain Python with the rules of the stream of this case; held-out sets are in order, forward and of seed 0."""
-    rules = {name: case[name] for name in ("sequence_length", "min_length", "lowercase_weight")}
+    rules = {name: case[name] for name in ("sequence_length", "min_length", "lowercase_weight", "window_length") if name in case}
     if case["name"] == "train":
-        rules |= {name: case[name] for name in ("stride", "reverse_complement", "random_phase")} | {"seed": case["seed"] % 2**64}
+        training = ("stride", "reverse_complement", "random_phase", "window_jitter")
+        rules |= {name: case[name] for name in training if name in case} | {"seed": case["seed"] % 2**64}
+        if case.get("pack_order") == "contig":
+            rules |= {"contigs": contigs_of(case)}
     tokenizer, packed = case["tokenizer"], case["sampling"] == "packed"
-    rules |= {"packed": packed, "shuffle": case["name"] == "train", "masking": tuple(case["masking"].values())}
-    rules |= {"add_eos": tokenizer.add_eos}
+    rules |= {"packed": packed, "shuffle": case["name"] == "train", "masking": tuple(case["masking"].values())[:3]}
+    rules |= {"add_eos": tokenizer.add_eos, "span_length": case["masking"]["span_length"]}
     return Slow(case["texts"], tokenizer.kind, tokenizer.k, tokenizer.base_order, tokenizer.add_bos, **rules)
 
 
@@ -75,9 +89,9 @@ def test_batches_equal_plain_python(case):
     settings_of_stream = {name: value for name, value in case.items() if name not in ("texts", "tokenizer", "name")}
     if not count:
         with pytest.raises(ConfigError, match="gives no sample"):
-            make_stream(case["texts"], case["tokenizer"], case["name"], **settings_of_stream)
+            make_stream(case["texts"], case["tokenizer"], case["name"], contigs_of(case), **settings_of_stream)
         return
-    stream = make_stream(case["texts"], case["tokenizer"], case["name"], **settings_of_stream)
+    stream = make_stream(case["texts"], case["tokenizer"], case["name"], contigs_of(case), **settings_of_stream)
     assert stream.num_samples == count
     ids = [*range(min(count, 12)), count - 1, *([count, 7 * count + 3] if case["name"] == "train" else [])]
     batch = stream.batch(np.array(ids))
@@ -88,11 +102,86 @@ def test_batches_equal_plain_python(case):
 def test_long_samples_equal_plain_python():
     """Longer than the block in which the core draws places."""
     texts = [random_bases(5000).replace("GA", "ga")]
-    stream = make_stream(texts, tokenizer_of(), sequence_length=2600, lowercase_weight=0.0, masking=masking())
-    plain = Slow(texts, sequence_length=2600, lowercase_weight=0.0, masking=(0.15, 0.8, 0.1), seed=11)
-    batch = stream.batch(np.array([0, 1]))
-    for row in range(2):
-        assert_rows(batch, row, plain.sample(row))
+    for span in (1, 6):
+        shares = masking() | {"span_length": span}
+        stream = make_stream(texts, tokenizer_of(), sequence_length=2600, lowercase_weight=0.0, masking=shares)
+        plain = Slow(texts, sequence_length=2600, lowercase_weight=0.0, masking=(0.15, 0.8, 0.1), span_length=span, seed=11)
+        batch = stream.batch(np.array([0, 1]))
+        for row in range(2):
+            assert_rows(batch, row, plain.sample(row))
+
+
+def runs_of(flags):
+    """(start, end) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("sampling", ["windows", "packed"])
+@pytest.mark.parametrize("span", [2, 6, 17])
+def test_spans_have_the_share_of_single_tokens(span, sampling):
+    """Every place with probability 0.15, at the ends of documents too; margins: 5 sigma of sums of spans, all cut ones counted as whole."""
+    texts = [random_bases(700 + 13 * n, n) for n in range(300)] + [
+        random_bases(50, n) + "N" * (1 + n % 9) + random_bases(31, n) for n in range(300)
+    ]
+    rules = {"sampling": sampling, "sequence_length": 256, "random_phase": False}
+    stream = make_stream(texts, tokenizer_of(), masking=masking() | {"span_length": span}, **rules)
+    chosen, weighted = 0, 0
+    kinds, hidden = np.zeros(3, int), []
+    single = make_stream(texts, tokenizer_of(), masking=masking(ALMOST_ONE, 0.0, 0.0), **rules)
+    first = np.zeros((2, 2), int)  # chosen and all of first and last tokens of stretches
+    for epoch in range(2):
+        batch, every = all_of(stream, epoch), all_of(single, epoch)
+        may, is_chosen = every.loss_mask > 0, batch.loss_mask > 0
+        assert np.array_equal(batch.labels, every.labels) and not (is_chosen & ~may).any()
+        chosen, weighted = chosen + int(is_chosen.sum()), weighted + int(may.sum())
+        for row in range(len(may)):
+            for start, end in runs_of(may[row]):
+                first[0] += is_chosen[row, start], 1
+                first[1] += is_chosen[row, end - 1], 1
+                for from_, to in runs_of(is_chosen[row, start:end]):
+                    if from_ > 0 and to < end - start:
+                        hidden.append(to - from_)
+                        if to - from_ == span:
+                            read, was = batch.tokens[row, start + from_ : start + to], batch.labels[row, start + from_ : start + to]
+                            kinds += (
+                                bool((read == MASK).all()),
+                                bool((read == was).all()),
+                                bool((read != MASK).all() and (read != was).any()),
+                            )
+
+    def near(count, of, share, size):
+        return abs(count - of * share) < 5 * math.sqrt(of * share * (1 - share) * size)
+
+    assert weighted > 400_000 and near(chosen, weighted, 0.15, span)
+    assert all(near(count, of, 0.15, 1) for count, of in first) and first[0, 1] > 1000
+    assert all(length % span == 0 for length in hidden), "whole spans, and spans that touch"
+    assert near(sum(length == span for length in hidden), len(hidden), 0.85, 1)
+    same = 0.1 * 0.25**span  # drawn at random, and by chance what stood there
+    assert kinds.sum() > 1000 and kinds.sum() == sum(length == span for length in hidden), "a span is read in one way"
+    assert near(kinds[0], kinds.sum(), 0.8, 1) and near(kinds[1], kinds.sum(), 0.1 + same, 1)
+
+
+def test_spans_end_at_separators_and_begin_at_every_offset():
+    """Documents of 3 bases: a span of 8 is 3 bases long, and those on both sides of a separator are chosen apart from each other."""
+    shares = masking(0.5, 1.0, 0.0) | {"span_length": 8}
+    batch = all_of(make_stream(["ACG"] * 4000, tokenizer_of(), "valid", sampling="packed", sequence_length=81, masking=shares))
+    rows = (batch.loss_mask[:, 1:] > 0).reshape(len(batch.labels), -1)
+    counts, pairs = np.zeros(4, int), np.zeros((2, 2), int)
+    for row, labels in zip(rows, batch.labels[:, 1:], strict=True):
+        documents = [row[start:end] for start, end in runs_of(labels > MASK)]
+        whole = [int(document.sum()) for document in documents if len(document) == 3]
+        counts += np.bincount(whole, minlength=4)
+        for left, right in itertools.pairwise(whole):
+            pairs[left // 3, right // 3] += left in (0, 3) and right in (0, 3)
+    # Cut at one of its two inner borders with probability 2/8: then 0 to 3 of its bases, by two coins; else all or none.
+    total = counts.sum()
+    for number, share in enumerate((3 / 8 + 1 / 16, 1 / 16, 1 / 16, 3 / 8 + 1 / 16)):
+        assert abs(counts[number] - share * total) < 8 * math.sqrt(share * total), counts
+    assert abs(pairs[0, 0] * pairs[1, 1] / (pairs[0, 1] * pairs[1, 0]) - 1) < 0.35
+    single = make_stream([random_bases(2000)], tokenizer_of(), sequence_length=2000, masking=masking(0.15, 1.0, 0.0) | {"span_length": 6})
+    offsets = {start % 6 for n in range(60) for start, end in runs_of(single.batch(np.array([n])).loss_mask[0] > 0) if end - start == 6}
+    assert offsets == set(range(6))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +355,9 @@ def test_digest_names_the_masking_and_older_digests_stay():
     causal = digest()
     assert causal == "90ee4669cf639b31f177c2c7a081e98f"  # as before there was masking
     assert digest(chosen=0.0, masked=0.5) == causal  # no masking: its settings do not matter
+    assert digest(chosen=0.15) == "ca1db136fa666bf956dc47486c3df4e4"  # as before there were spans
+    spans = [make_stream(["ACGT" * 9], tokenizer_of(), masking=masking() | {"span_length": n}).digest for n in (1, 2, 6)]
+    assert spans[0] == digest(chosen=0.15) and len(set(spans)) == 3
     assert len({causal, digest(chosen=0.15), digest(chosen=0.2), digest(masked=0.7), digest(random=0.2)}) == 5
 
 
@@ -278,6 +370,7 @@ def test_digest_names_the_masking_and_older_digests_stay():
         ({"random_replace_prob": -1}, "random_replace_prob must be 0 to 1, got -1"),
         ({"random_replace_prob": 0.3}, "must be at most 1 together, got 1.1"),
         ({"num_standard": 0}, "number of standard tokens must be 1 to"),
+        ({"span_length": 0}, "span length must be 1 to 2\\^31 - 1 tokens, got 0"),
     ],
 )
 def test_bad_masking_is_refused(values, message):

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import slow
+from slow import Slow
 
 from dnapretrain import _core
 
@@ -19,9 +20,9 @@ def index(lengths, **rules):
 
 
 def test_hash_equals_plain_python_and_streams_differ():
-    values = [_core.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 7)]
-    assert values == [slow.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 7)]
-    assert len({*values, _core.keyed_hash(2, 3, 7, 10**13), _core.keyed_hash(7, 3, 10**13, 2)}) == 8
+    values = [_core.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 8)]
+    assert values == [slow.keyed_hash(7, stream, 2, 10**13) for stream in range(1, 8)]
+    assert len({*values, _core.keyed_hash(2, 3, 7, 10**13), _core.keyed_hash(7, 3, 10**13, 2)}) == 9
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,6 +112,122 @@ def test_coverage_counts_each_base(packed, k, phase, stride, add_bos, masked):
     assert built.used_segments().tolist() == [number for number, seen in enumerate(read) if seen.any()]
 
 
+def bases_within_reach(plain):
+    """Of each segment, the bases that some offset and some phase of a window have, tried one by one."""
+    reach = [np.zeros(len(text), bool) for text in plain.segments]
+    size = plain.content() + (plain.k - 1 if plain.random_phase else 0)
+    for segment, start, end in plain.stretches():
+        bases = min(size, end - start)
+        for offset in range(end - start - bases + 1):
+            for phase in range(plain.k if plain.random_phase else 1):
+                tokens = min(plain.content(), bases - phase) // plain.k
+                reach[segment][start + offset + phase : start + offset + phase + tokens * plain.k] = True
+    return reach
+
+
+@pytest.mark.parametrize("k, phase", [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("stride", [1, 7, 15, 24, 40])
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_coverage_with_jitter_counts_what_can_be_read(k, phase, stride, add_bos, masked):
+    """And every place of every window is drawn within some epochs, none outside its stretch."""
+    lengths = [*range(0, 60), 200]
+    for tokens, jitter, min_length in ((0, 3, 5), (2, 2, 1), (4, 0, 5), (0, 60, 1), (3, 11, 25)):
+        rules = {"k": k, "random_phase": phase, "stride": stride, "add_bos": add_bos, "min_length": min_length}
+        built = index(lengths, shuffle=False, masked=masked, window=tokens * k, jitter=jitter, **rules)
+        plain = Slow(["A" * length for length in lengths], "kmer", shuffle=False, masking=(1, 1, 0) if masked else None, **rules)
+        plain.window_length, plain.window_jitter = tokens * k or None, jitter
+        counts, reach = built.coverage(), bases_within_reach(plain)
+        assert sum(counts.values()) == sum(lengths)
+        assert counts["used"] == sum(int(seen.sum()) for seen in reach)
+        stretches = plain.stretches()
+        assert built.num_samples == len(stretches)
+        assert built.used_segments().tolist() == sorted({segment for segment, _, _ in stretches})
+        read = [np.zeros(length, bool) for length in lengths]
+        for draw in range(3 * built.num_samples):
+            _, [(segment, start, length, *_)] = built.resolve(draw)
+            number, first, last = plain.window_of(stretches[draw % built.num_samples], draw)
+            assert segment == number and first <= start and start + length <= last <= lengths[segment]
+            read[segment][start : start + length] = True
+        assert all((seen <= can).all() for seen, can in zip(read, reach, strict=True))
+
+
+@pytest.mark.parametrize("length, places", [(25, 6), (23, 4), (20, 1)])
+def test_jitter_is_uniform_and_independent_of_the_epoch_before(length, places):
+    """A window of 20 bases with a jitter of 5: of the room in its document, every place equally often; nothing beyond it."""
+    built = index([length], sequence_length=20, stride=20, jitter=5)
+    assert built.num_samples == 1
+    starts = np.array([built.resolve(epoch)[1][0][1] for epoch in range(6000)])
+    assert all(run[2] == 20 for epoch in range(50) for run in built.resolve(epoch)[1])
+    counts = np.bincount(starts, minlength=places)
+    assert len(counts) == places
+    assert abs(counts - 6000 / places).max() <= 5 * (6000 / places * (1 - 1 / places)) ** 0.5
+    if places > 1:
+        assert abs(np.corrcoef(starts[:-1], starts[1:])[0, 1]) < 5 / 6000**0.5
+
+
+def test_known_stretches():
+    """Windows of 8 bases with a jitter of 4 every 10: stretches at 0 to 12 and 10 to 22, then what is left of 29 bases from 20 on."""
+    built = index([29, 32, 7], sequence_length=8, stride=10, jitter=4, shuffle=False)
+    assert built.num_samples == 3 + 3 + 1
+    seen = [set() for _ in range(7)]
+    for draw in range(7 * 200):
+        [(segment, start, length, *_)] = built.resolve(draw)[1]
+        seen[draw % 7].add((segment, start, length))
+    assert seen[:3] == [{(0, at + offset, 8) for offset in range(room + 1)} for at, room in ((0, 4), (10, 4), (20, 1))]
+    assert seen[3:6] == [{(1, at + offset, 8) for offset in range(5)} for at in (0, 10, 20)]
+    assert seen[6] == {(2, 0, 7)}
+    # 33 bases: stretches end at 32, and what begins at 30 has 3 bases, one of them new: a sample if it is long enough.
+    assert index([33], sequence_length=8, stride=10, jitter=4).num_samples == 4
+    built = index([33], sequence_length=8, stride=10, jitter=4, min_length=4)
+    assert built.num_samples == 3
+    assert built.coverage() == {"used": 32, "short_segments": 0, "short_tails": 1, "gaps": 0, "remainders": 0}
+
+
+def test_readers_with_jitter_find_every_draw():
+    """All bases of small segments, one by one, against looking at every draw; strands, phases, overlaps, gaps and shuffling."""
+    lengths = np.array([31, 4, 57, 12])
+    for k, phase, stride, window, jitter in (
+        (1, False, 7, 0, 9),
+        (3, True, 5, 0, 4),
+        (3, False, 40, 12, 3),
+        (1, False, 1, 5, 2),
+        (2, True, 8, 6, 30),
+    ):
+        built = index(lengths, k=k, random_phase=phase, stride=stride, window=window, jitter=jitter, reverse_complement=0.5)
+        encoder = _core.Encoder(k=k, base_order="ACGT", first_id=5, pad=0, bos=1, eos=2, unk=3, n=9, lowercase_weight=1.0)
+        starts = np.cumsum(lengths) - lengths
+        filler = _core.BatchFiller(encoder, [(built, starts, np.full(lengths.sum(), ord("A"), np.uint8))], [], 0)
+        per_epoch = built.num_samples
+        runs = [(draw, *built.resolve(draw)[1][0][:3]) for draw in range(4 * per_epoch)]
+        for segment, length in enumerate(lengths):
+            at = np.arange(length)
+            query, draws, *_ = filler.readers(0, np.full(length, segment), at, at + 1, 1, 4)
+            found = sorted(zip(query.tolist(), draws.tolist(), strict=True))
+            expected = [
+                (base, draw) for draw, on, start, count in runs[per_epoch:] if on == segment for base in range(start, start + count)
+            ]
+            assert found == sorted(expected)
+
+
+def test_groups_keep_their_segments_together():
+    lengths = [5, 7, 2, 9, 4, 1, 6]
+    rules = {"packed": True, "sequence_length": 1000, "min_length": 2, "seed": 3}
+    orders = set()
+    for epoch in range(40):
+        built = index(lengths, groups=np.array([0, 3, 5, 6]), **rules)
+        runs = built.resolve(epoch)[1]
+        order = [run[0] for run in runs]
+        assert sorted(order) == [0, 1, 2, 3, 4, 6]
+        at = order.index(0)
+        assert order[at : at + 3] == [0, 1, 2] and order[order.index(3) + 1] == 4
+        assert all(run[5] for run in runs[:-1]) and not runs[-1][5]
+        orders.add(tuple(order))
+    assert len(orders) == 6  # of three groups: the one whose only segment is too short is none
+    by_one = index(lengths, groups=np.arange(7), **rules)
+    assert [by_one.resolve(n) for n in range(9)] == [index(lengths, **rules).resolve(n) for n in range(9)]
+
+
 def test_many_segments_are_found_and_quickly():
     lengths = np.random.default_rng(0).integers(0, 60, 20_000)
     built = index(lengths, shuffle=False)
@@ -132,11 +249,26 @@ def test_many_segments_are_found_and_quickly():
         {"min_length": 0},
         {"reverse_complement": 1.5},
         {"reverse_complement": float("nan")},
+        {"jitter": -1},
+        {"window": -1},
+        {"window": 9},
+        {"window": 4, "k": 3},
+        {"window": 1, "add_bos": False},
     ],
 )
 def test_bad_rules_are_refused(rules):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must (be|have)"):
         index([100], **rules)
+
+
+def test_rules_that_are_not_for_this_sampling():
+    with pytest.raises(ValueError, match="window and jitter are for windows"):
+        index([100], packed=True, jitter=1)
+    with pytest.raises(ValueError, match="groups of segments are for packed samples"):
+        index([100], groups=np.array([0]))
+    for groups in ([1], [0, 2, 1]):
+        with pytest.raises(ValueError, match="must begin with the first one and be in order"):
+            index([100, 100, 100], packed=True, groups=np.array(groups))
 
 
 def test_bad_lengths_and_draws_are_refused():

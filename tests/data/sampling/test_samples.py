@@ -30,11 +30,11 @@ def random_documents(seed, count=12, longest=120):
     return ["".join(rng.choices(ALPHABET, k=rng.randint(1, longest))) for _ in range(count)]
 
 
-def make_shard(texts, prefix="shard", strands=None):
-    """A shard held in memory: document i is contig c<i> from base 1000 i on."""
+def make_shard(texts, prefix="shard", strands=None, contigs=None):
+    """A shard held in memory: document i is contig c<i> (or contigs[i]) from base 1000 i on."""
     lengths = np.array([len(text) for text in texts], np.int64)
     start = np.arange(len(texts), dtype=np.int64) * 1000
-    contig = [f"c{number}" for number in range(len(texts))]
+    contig = contigs or [f"c{number}" for number in range(len(texts))]
     coordinates = Coordinates(contig, start, start + lengths, strands or ["+"] * len(texts), ["asm"] * len(texts))
     bases = np.frombuffer("".join(texts).encode(), np.uint8)
     offsets = np.cumsum(lengths) - lengths
@@ -45,8 +45,8 @@ def make_data(**settings):
     return DataConfig(**({"train": "shard", "sequence_length": 8, "seed": 11} | settings))
 
 
-def make_stream(texts, tokenizer, name="train", **settings):
-    shard = make_shard(texts)
+def make_stream(texts, tokenizer, name="train", contigs=None, **settings):
+    shard = make_shard(texts, contigs=contigs)
     return SampleStream(name, [Source(shard, whole_documents(shard))], make_data(**settings), tokenizer)
 
 
@@ -89,6 +89,67 @@ def test_batches_equal_plain_python(kind, k, sampling, add_bos):
             expected = plain.sample(sample_id)
             assert_rows(batch, row, expected)
             assert {locus.epoch for locus in stream.locate(sample_id)} == {expected[3]}
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("kind, k", [("nucleotide", 1), ("kmer", 2), ("kmer", 6)])
+def test_window_length_jitter_and_pack_order_equal_plain_python(kind, k, add_bos):
+    for case in range(12):
+        rng = random.Random(case * 100 + k)
+        packed = case % 3 == 2
+        settings = {
+            "sequence_length": rng.choice([3, 8, 31]),
+            "min_length": rng.choice([1, 1, 20]),
+            "reverse_complement": rng.choice([0.0, 0.5]),
+            "random_phase": kind == "kmer" and case % 2 == 1,
+            "seed": rng.choice([0, 11, -3]),
+        }
+        if not packed:
+            settings |= {"window_length": rng.choice([None, 2 * k, 3 * k]), "window_jitter": rng.choice([0, 1, 7, 50])}
+            settings |= {"stride": rng.choice([None, 1, 13, 40])}
+        texts = random_documents(case, longest=rng.choice([30, 200]))
+        contigs = [f"c{number // 4}" for number in range(len(texts))]
+        stream = make_stream(
+            texts,
+            tokenizer_of(kind, k, add_bos=add_bos),
+            contigs=contigs,
+            **settings,
+            **({"sampling": "packed", "pack_order": "contig"} if packed else {}),
+        )
+        plain = Slow(texts, kind, k, "ACGT", add_bos, packed=packed, contigs=contigs, **(settings | {"seed": settings["seed"] % 2**64}))
+        assert stream.num_samples == plain.num_samples()
+        ids = [*range(min(stream.num_samples, 40)), stream.num_samples, 7 * stream.num_samples + 3]
+        batch = stream.batch(np.array(ids))
+        for row, sample_id in enumerate(ids):
+            assert_rows(batch, row, plain.sample(sample_id))
+
+
+def test_jitter_is_for_training_only_and_moves_every_epoch():
+    texts, settings = ["".join(random.Random(3).choices("ACGT", k=600))], {"sequence_length": 20, "stride": 60, "window_jitter": 40}
+    stream = make_stream(texts, tokenizer_of(), **settings)
+    assert stream.num_samples == 10
+    starts = {}
+    for sample_id in range(20 * 10):
+        (locus,) = stream.locate(sample_id)
+        starts.setdefault(locus.start // 60, set()).add(locus.start % 60)
+        assert locus.end - locus.start == 20
+    assert sorted(starts) == list(range(10)) and all(len(places) > 10 and max(places) <= 40 for places in starts.values())
+    assert not stream.reads_alike and make_stream(texts, tokenizer_of(), sequence_length=20, stride=60).reads_alike
+    held_out = make_stream(texts, tokenizer_of(), name="valid", **settings)
+    assert [held_out.locate(n)[0].start for n in range(held_out.num_samples)] == list(range(0, 600, 20))
+    assert held_out.digest == make_stream(texts, tokenizer_of(), name="valid", sequence_length=20).digest
+
+
+def test_contigs_change_places_and_their_documents_do_not():
+    """A token of documents a1 a2 a3 | b1 b2 | c1: six orders of contigs, one order within each; other documents in between are others."""
+    texts, contigs = ["A" * 3, "A" * 4, "A" * 5, "C" * 3, "C" * 4, "G" * 3], list("aaabbc")
+    stream = make_stream(texts, tokenizer_of(), contigs=contigs, sampling="packed", pack_order="contig", sequence_length=100)
+    assert stream.num_samples == 1
+    orders = {tuple((locus.contig, locus.start // 1000) for locus in stream.locate(epoch)) for epoch in range(60)}
+    parts = [(("a", 0), ("a", 1), ("a", 2)), (("b", 3), ("b", 4)), (("c", 5),)]
+    assert orders == {sum(order, ()) for order in itertools.permutations(parts)}
+    held_out = make_stream(texts, tokenizer_of(), "valid", contigs, sampling="packed", pack_order="contig", sequence_length=100)
+    assert [locus.start // 1000 for locus in held_out.locate(0)] == list(range(6))
 
 
 def test_known_batch():
@@ -287,7 +348,7 @@ def test_digest_names_the_data_and_the_rules():
         sources = [Source(shard, whole_documents(shard), weight) for shard, weight in zip(shards, weights or [1.0], strict=True)]
         return SampleStream(name, sources, make_data(**settings), tokenizer or tokenizer_of()).digest
 
-    same = [digest(), digest(train="elsewhere"), digest(stride=8)]
+    same = [digest(), digest(train="elsewhere"), digest(stride=8), digest(window_jitter=0, pack_order="document")]
     assert len(set(same)) == 1
     assert digest(weights=[1, 1]) == digest(weights=[2, 2])
     others = [
@@ -304,6 +365,9 @@ def test_digest_names_the_data_and_the_rules():
         digest(lowercase_weight=0.5),
         digest(tokenizer=tokenizer_of("kmer", 3), random_phase=True),
         digest(name="valid"),
+        digest(window_jitter=1),
+        digest(window_length=4),
+        digest(sampling="packed", pack_order="contig"),
     ]
     assert len({same[0], *others}) == 1 + len(others)
     assert digest(name="valid", seed=1) == digest(name="valid", seed=2)
