@@ -51,8 +51,8 @@ BpeEncoder::BpeEncoder(const std::vector<BpeMerge> &merges, const std::array<int
         }
     }
     add_tokens(merges, base_ids);
-    build_trie();
     build_pairs();
+    build_trie();
     id_.push_back(special.unk);
     length_.push_back(1);
 }
@@ -93,6 +93,7 @@ void BpeEncoder::build_trie() {
     nodes_.assign(1, {{0, 0, 0, 0}, -1});
     shorter_.assign(id_.size(), -1);
     for (size_t token = 0; token < id_.size(); ++token) {
+        if (!is_made_[token]) continue;
         size_t node = 0;
         for (const uint8_t code : text_[token]) {
             if (!nodes_[node].child[code]) {
@@ -108,6 +109,7 @@ void BpeEncoder::build_trie() {
         nodes_[node].token = static_cast<int32_t>(token);
     }
     for (size_t token = 0; token < id_.size(); ++token) {
+        if (!is_made_[token]) continue;
         size_t node = 0;
         for (size_t i = 0; i + 1 < text_[token].size(); ++i) {
             node = nodes_[node].child[text_[token][i]];
@@ -157,6 +159,10 @@ void BpeEncoder::build_pairs() {
         }
         for (const auto &merge : merges_of[left]) product[merge.first] = none;
     }
+    // A merge whose parts never stand side by side makes nothing: an earlier one takes its text apart (CG before AC before AC + G).
+    is_made_.assign(count, true);
+    for (size_t token = 4; token < count; ++token)
+        is_made_[token] = is_made_[left_[token]] && is_made_[right_[token]] && fits(left_[token], right_[token]);
     for (size_t left = 0; left < count; ++left)
         for (const auto &merge : merges_of[left]) pairs_[left * row_ + (merge.first >> 6)] &= ~(uint64_t{1} << (merge.first & 63));
 }

@@ -69,6 +69,7 @@ private:
     std::vector<int32_t> length_;
     std::vector<uint16_t> left_, right_;
     std::vector<std::vector<uint8_t>> text_;  // codes
+    std::vector<bool> is_made_;               // false: its merge never happens, in any text
     std::vector<int32_t> shorter_;            // the longest other token that begins this one; -1 for bases
     std::vector<Match> matches_;              // of the next kLookUp bases
     std::vector<Node> nodes_;

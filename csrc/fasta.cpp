@@ -13,6 +13,7 @@ namespace {
 constexpr size_t kStagedBytes = 1 << 18;   // stays in the second-level cache
 constexpr size_t kMaxHeader = 1 << 20;     // a longer "header" is not FASTA
 constexpr int64_t kTile = 240;             // counts of one tile fit a byte
+constexpr const char *kGiveText = "Give text, plain or packed with gzip, Zstandard, xz or bzip2";
 
 enum Kind : uint8_t { kBad, kBase, kN, kAmbiguous, kUracil, kBlank };
 
@@ -75,9 +76,9 @@ std::string why_bad(char byte) {
         return " is not a nucleotide code (ABCDGHKMNRSTUVWY): this looks like protein, or bases masked with X. "
                "Give nucleotide FASTA with masked bases as N";
     if (upper == '>') return " inside a sequence line: the line end before this record is missing. Add it";
-    if (upper == '+' || upper == '@') return " is not a nucleotide code: this looks like FASTQ. Convert it to FASTA first";
+    if (upper == '+' || upper == '@') return " is not a nucleotide code: this looks like FASTQ inside a FASTA file. Give FASTQ as a file of its own";
     if (is_printable(byte)) return " is not a nucleotide code (ABCDGHKMNRSTUVWY). Mend or remove this line";
-    return " is not text: the file is binary or damaged. Give FASTA text, plain or gzip";
+    return " is not text: the file is binary or damaged. " + std::string(kGiveText);
 }
 
 void check_at_least(const char *name, int64_t value, int64_t limit) {
@@ -218,8 +219,8 @@ void FastaScanner::check_before_first_record(const char *begin, const char *end)
     const char *text = std::find_if_not(begin, end, is_blank);
     if (text == end) return;
     std::string hint = "FASTA begins with a line such as '>chr1'. Remove what comes before it";
-    if (*text == '@') hint = "this looks like FASTQ. Convert it to FASTA first";
-    if (!is_printable(*text)) hint = "the file is binary, or begins with a byte order mark. Give plain text or gzip";
+    if (*text == '@') hint = "this looks like FASTQ, which a file is read as if it begins with it. Remove what comes before";
+    if (!is_printable(*text)) hint = "the file is binary, or begins with a byte order mark. " + std::string(kGiveText);
     fail(line_, show(*text) + " before the first '>': " + hint);
 }
 

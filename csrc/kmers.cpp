@@ -1,6 +1,7 @@
 // Bases to token ids and loss weights by table look-up, on either strand. k-mers are numbered in
 // Cartesian order of the base order, the rightmost base fastest. A k-mer with an ambiguous base is <unk>
 // (Encoder), or is told by single letters (SplitEncoder).
+#include <algorithm>
 #include <array>
 #include <cctype>
 #include <stdexcept>
@@ -19,7 +20,7 @@ char complement(char base) { return kPairs[std::string(kPairs).find(base) ^ 1]; 
 
 void check_k_and_order(int64_t k, const std::string &base_order) {
     if (k < 1 || k > 8) throw std::invalid_argument("k must be 1 to 8 bases, got " + std::to_string(k));
-    if (base_order.size() != 4 || base_order.find_first_not_of(kPairs) != std::string::npos)
+    if (base_order.size() != 4 || !std::is_permutation(base_order.begin(), base_order.end(), kPairs))
         throw std::invalid_argument("the base order must hold A, C, G and T once each, got '" + base_order + "'");
 }
 
@@ -167,13 +168,18 @@ void Encoder::encode(const uint8_t *bases, int64_t count, bool reverse, int64_t 
 
 SplitEncoder::SplitEncoder(int64_t k, const std::string &base_order, int64_t first_id, const std::string &singles, int64_t first_single,
                            SpecialIds special, double lowercase_weight)
-    : k_(k), first_id_(first_id), special_(special), weight_(256, 0.0F), mean_(mean_weights(k, lowercase_weight)) {
+    : k_(k), first_id_(first_id), special_(special), weight_(256, 0.0F) {
     check_k_and_order(k, base_order);
+    mean_ = mean_weights(k, lowercase_weight);
     constexpr const char *kLetters = "ACGTUN", *kAcross = "TGCAAN";
     for (const bool reverse : {false, true}) {
         code_[reverse] = code_table(base_order, reverse);
         single_[reverse].assign(256, special.unk);
     }
+    // Without these, a run of anything else would swallow the k-mers behind it.
+    for (const char base : base_order)
+        if (singles.find(base) == std::string::npos)
+            throw std::invalid_argument("single tokens must hold A, C, G and T, got '" + singles + "'");
     for (const char letter : singles) {
         const size_t place = std::string(kLetters).find(letter);
         if (place == std::string::npos) throw std::invalid_argument("single tokens are letters of ACGTUN, got '" + singles + "'");

@@ -30,6 +30,12 @@ public:
         for (int i = 0; i < 8; ++i) value = value << 8 | byte();
         return value;
     }
+    // True for one input in `times`, by all of its bytes: offspring of a dear input are not dear themselves.
+    bool rarely(uint64_t times) const {
+        uint64_t hash = 14695981039346656037ULL;
+        for (const uint8_t *at = at_; at < end_; ++at) hash = (hash ^ *at) * 1099511628211ULL;
+        return (hash >> 32) % times == 0;
+    }
     double share() { return static_cast<double>(byte()) / 255; }
     std::vector<uint8_t> rest() {
         std::vector<uint8_t> bytes(at_, end_);

@@ -16,6 +16,8 @@ from dnapretrain.data.formats.lines import Text, place, text_lines
 
 NO_SEQUENCE = "Fetch the full record, for example format 'gbwithparts' or the .gbff of the assembly, or give its FASTA"
 MAX_ANNOTATION_LINE = 1 << 20
+MAX_DIGITS = 18
+"""Longer numbers are damage: 64 bits do not hold them."""
 FIRST_FASTA = re.compile(rb"^(?:##FASTA|>)", re.MULTILINE)
 GENBANK_LENGTH = re.compile(rb"\s(\d+) (bp|aa)\b")
 EMBL_LENGTH = re.compile(rb"(\d+) (BP|AA)\.")
@@ -83,11 +85,13 @@ class _Flat:
         found = pattern.search(line)
         if found and found[2].lower() == b"aa":
             raise self.fail("this is a protein record (aa). Give nucleotide records")
+        if found and len(found[1]) > MAX_DIGITS:
+            raise self.fail(f"a length of {len(found[1])} digits: the line is damaged. Fetch it again")
         return int(found[1]) if found else None
 
     def _bases(self, record: _Record, line: bytes) -> bytes:
         letters, printed, expected = self.split(record, line)
-        if printed and (not printed.isdigit() or int(printed) != expected):
+        if printed and (not printed.isdigit() or len(printed) > MAX_DIGITS or int(printed) != expected):
             shown = printed[:20].decode("ascii", "backslashreplace")
             raise self.fail(f"position {shown} is printed where {expected} should be: lines are missing or damaged. Fetch it again")
         if letters and not letters.isalpha():

@@ -31,6 +31,8 @@ TRANSCRIPT_TYPES = re.compile(r"(rna|transcript|gene_segment)$", re.IGNORECASE)
 GTF_ATTRIBUTE = re.compile(r'\s*([^\s;"]+)\s+(?:"([^"]*)"|([^\s;"]+))\s*(?:;|$)')
 GFF2_HEADER = re.compile(r"##gff-version\s+2")
 NUM_COLUMNS = 9
+POSITION = re.compile("[0-9]{1,18}")
+"""As many digits as 64 bits hold for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class AnnotationFile:
             if line.startswith(("#", ">", "track ", "browser ")) or not line.strip():
                 if line.startswith(">") or line.rstrip() == "##FASTA":
                     return
-                self._read_header(line)
+                self._read_header(number, line)
                 continue
             row = self._read_row(number, line)
             if row is not None:
@@ -102,12 +104,14 @@ class AnnotationFile:
             raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
         self.xxh3_128 = digest.hexdigest()
 
-    def _read_header(self, line: str) -> None:
+    def _read_header(self, number: int, line: str) -> None:
         if line.startswith("##gff-version"):
-            self.format = "gtf" if GFF2_HEADER.match(line) else "gff3"
+            known, self.format = self.format, "gtf" if GFF2_HEADER.match(line) else "gff3"
+            if known not in ("", self.format):
+                raise DataError(f"{self.path}: line {number} says {self.format}, what comes before is {known}. Give one file of each")
         elif line.startswith("##sequence-region"):
             fields = line.split()
-            if len(fields) == 4 and fields[2] in ("0", "1") and fields[3].isdecimal():
+            if len(fields) == 4 and fields[2] in ("0", "1") and POSITION.fullmatch(fields[3]):
                 self.lengths.setdefault(unquote(fields[1]), int(fields[3]))
 
     def _read_row(self, number: int, line: str) -> Row | None:
@@ -119,8 +123,10 @@ class AnnotationFile:
         if role is None and kind not in LANDMARKS:
             self.other_types[kind] += 1
             return None
-        if not first.isdecimal() or not last.isdecimal() or not 1 <= int(first) <= int(last):
-            raise DataError(f"{self.path}: line {number} runs from '{first}' to '{last}'; positions count from 1 upwards. Mend it")
+        if not POSITION.fullmatch(first) or not POSITION.fullmatch(last) or not 1 <= int(first) <= int(last):
+            raise DataError(
+                f"{self.path}: line {number} runs from '{first[:40]}' to '{last[:40]}'; positions count from 1 upwards. Mend it"
+            )
         if strand not in ("+", "-", ".", "?") or phase not in ("0", "1", "2", "."):
             raise DataError(f"{self.path}: line {number} has strand '{strand}' and phase '{phase}'; known are + - . and 0 1 2 . Mend it")
         if not self.format:

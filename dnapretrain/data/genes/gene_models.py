@@ -239,7 +239,7 @@ class _Builder:
         return Cds(
             pieces,
             phases,
-            int(table) if table.isdecimal() else None,
+            int(table) if table.isdecimal() and len(table) < 10 else None,
             five or "cds_start_NF" in tags or bool(phases[0]),
             three or "cds_end_NF" in tags,
             ", ".join(marks[key] for key in ("exception", "transl_except") if key in marks),
@@ -270,7 +270,7 @@ def _top(contig: str, parent: str, genes: dict[Key, _Node], transcripts: dict[Ke
 def _in_order(rows: list[Row], strand: str) -> list[tuple[Piece, Row]]:
     """Pieces 5' to 3'."""
     parts = [row.attributes.get("part", "").partition("/")[0] for row in rows]
-    if len(rows) > 1 and all(part.isdecimal() for part in parts):
+    if len(rows) > 1 and all(part.isdecimal() and len(part) < 10 for part in parts):
         order = sorted(range(len(rows)), key=lambda number: int(parts[number]))
     else:
         order = sorted(range(len(rows)), key=lambda number: (rows[number].start, rows[number].end), reverse=strand == "-")

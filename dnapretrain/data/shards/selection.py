@@ -111,8 +111,8 @@ def read_bed(path: Path) -> Bed:
             contig, start, end = fields[0], int(fields[1]), int(fields[2])
         except (IndexError, ValueError):
             raise DataError(f"{path}: line {number} is not BED (contig, start, end): {line[:60]!r}. Mend or remove it") from None
-        if not 0 <= start < end:
-            raise DataError(f"{path}: line {number} has start {start} and end {end}; BED needs 0 <= start < end. Mend it")
+        if not 0 <= start < end <= END:
+            raise DataError(f"{path}: line {number} has start {start} and end {end}; BED needs 0 <= start < end < 2^63. Mend it")
         found.setdefault(contig, []).append((start, end))
     if not found:
         raise DataError(f"{path}: the BED file has no interval. Leave the option out, or give another file")

@@ -110,7 +110,7 @@ def load_bpe(path: str | Path) -> BpeVocabulary:
         contents = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: not a tokenizer.json with a BPE model: damaged, or another kind of tokenizer") from None
     return bpe_of_json(contents.get("bpe", contents) if isinstance(contents, dict) else contents, str(path))
 
@@ -121,9 +121,11 @@ def bpe_of_json(contents: Any, path: str) -> BpeVocabulary:
         model = contents["model"]
         vocab, merges = model["vocab"], [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
         tokens = tuple(sorted(vocab, key=vocab.__getitem__))
+        if not all(isinstance(text, str) for texts in (vocab, *merges) for text in texts):
+            raise TypeError("a token is no text")
+        _check_options(path, contents)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f"{path}: not a tokenizer.json with a BPE model: damaged, or another kind of tokenizer") from None
-    _check_options(path, contents)
     if [vocab[text] for text in tokens] != list(range(len(tokens))):
         raise DataError(f"{path}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}. Remove the gaps or the doubles")
     missing = [text for text in (*SPECIALS, *BASES) if text not in vocab]

@@ -23,7 +23,9 @@ COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO".split(b"\t")
 FIXED_COLUMNS = 9
 ALLELE = re.compile(rb"[ACGTNRYKMSWBDHV]+", re.IGNORECASE)
 CONTIG = re.compile(r"##contig=<.*?\bID=([^,>]+)")
-CONTIG_LENGTH = re.compile(r"[<,]length=(\d+)")
+CONTIG_LENGTH = re.compile(r"[<,]length=([0-9]{1,18})(?![0-9])")
+POSITION = re.compile(rb"[0-9]{1,18}")
+"""As many digits as 64 bits hold for certain."""
 
 MISSING, ABSENT, UNPHASED = -1, -2, -3
 """Codes beside allele numbers: `.`; the second haplotype of a haploid call; alleles that differ without a phase."""
@@ -175,7 +177,7 @@ class VcfFile:
         if len(fields) <= FIXED_COLUMNS:
             self.fail(f"{len(fields)} columns in place of {FIXED_COLUMNS + len(self.samples)}: cut or damaged. Fetch the file again")
         contig, position, _, ref, alt = fields[:5]
-        if not contig or not position.isdigit():
+        if not contig or not POSITION.fullmatch(position):
             self.fail(f"POS is {_shown(position)} on contig {_shown(contig)}. Give the position as a number")
         if not ALLELE.fullmatch(ref):
             self.fail(f"REF is {_shown(ref)}, which is no sequence of bases. Mend the record")
