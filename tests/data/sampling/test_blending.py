@@ -10,7 +10,7 @@ import pytest
 import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_samples import make_data, make_shard, random_documents, tokenizer_of
+from streams import make_data, make_shard, random_documents, tokenizer_of
 
 from dnapretrain import _core
 from dnapretrain.config import load_config

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import Slow
-from test_samples import assert_rows, make_data, make_shard, make_stream, random_documents, tokenizer_of
+from streams import assert_rows, make_data, make_shard, make_stream, random_documents, tokenizer_of
 
 from dnapretrain import _core
 from dnapretrain.data.sampling.blending import blend_shares

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 from slow_published import published
+from streams import make_stream
 from test_masking import all_of, masking, random_bases, runs_of
-from test_samples import make_stream
 
 from dnapretrain.config import TokenizerConfig
 from dnapretrain.data.tokens.bpe import vocabulary_of_merges

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dnapretrain.data.audit.provenance import Wanted, locate, was_seen
 
 from dnapretrain import _core
 from dnapretrain.cli import main
 from dnapretrain.config import DataConfig, MaskingConfig, TokenizerConfig, config_from_dict
 from dnapretrain.data.audit.dedup import Duplicates
 from dnapretrain.data.audit.homology import Leakage, SketchSettings
-from dnapretrain.data.audit.provenance import Wanted, locate, was_seen
 from dnapretrain.data.genes.extract import extract
 from dnapretrain.data.sampling.samples import held_out_streams, train_stream
 from dnapretrain.data.shards.contigs import Assembly

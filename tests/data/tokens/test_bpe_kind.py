@@ -13,9 +13,9 @@ import training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import reverse_complement
+from streams import make_stream
 from test_bpe import library, library_ids, vocabulary_of_merges
 from test_published_tokenizers import DATA, ENCODER, GENOMES, framed, framed_plain, genome, needs_data, padded, plain_windows
-from test_samples import make_stream
 
 from dnapretrain.config import TokenizerConfig, config_from_dict
 from dnapretrain.convert.hf import from_hf, to_hf

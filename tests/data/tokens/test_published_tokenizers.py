@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import reverse_complement
 from slow_published import GENERATOR_FIRST, SIXMERS, nt_ids, published
-from test_samples import make_stream
+from streams import make_stream
 
 from dnapretrain.config import PUBLISHED_TOKENIZERS, TokenizerConfig, config_from_dict
 from dnapretrain.data.tokens.files import load_hf_tokenizer, save_hf_tokenizer
