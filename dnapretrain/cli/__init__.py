@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         sequence.add_corpus,
         sequence.add_preprocess,
+        sequence.add_merge,
         sequence.add_haplotypes,
         sequence.add_extract,
         sequence.add_inspect,
