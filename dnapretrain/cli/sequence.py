@@ -60,10 +60,10 @@ def add_preprocess(verbs: Any) -> None:
     verb = verbs.add_parser(
         "preprocess",
         help="sequence files -> base shards (.bin, .idx, .bed, .json)",
-        description="The bytes written depend on the inputs and the cleaning alone. A run that is stopped, by kill -9 too, leaves the inputs "
-        "it has finished in the folder .NAME.dnapretrain-tmp beside PREFIX. The same command then takes them over where their size, time "
-        "and settings are the same and the staged bytes are whole, and reads the others again; a run with other inputs or settings removes "
-        "what it cannot use. --restart begins anew; to give a run up, remove the folder. One run at a time may write a PREFIX.",
+        description="The bytes written depend on the inputs and the cleaning alone. A run that is stopped, by kill -9 too, leaves the "
+        "inputs it has finished in the folder .NAME.dnapretrain-tmp beside PREFIX. The same command then takes them over where size, time "
+        "and settings are the same and the staged bytes are whole, and reads the others again; a run with other inputs or settings "
+        "removes what it cannot use. --restart begins anew; to give a run up, remove the folder. One run at a time may write a PREFIX.",
     )
     what = "FASTA, FASTQ, .2bit, GenBank, EMBL or GFF3 with ##FASTA; plain, gzip, bgzf, zstd, xz or bzip2, told by content. "
     where = (
