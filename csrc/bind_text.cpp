@@ -83,6 +83,15 @@ void bind_text(py::module_ &module) {
         .def("feed", &feed, py::arg("block"))
         .def("finish", &FastaScanner::finish, py::call_guard<py::gil_scoped_release>())
         .def("take", &take)
+        .def("watch", &FastaScanner::watch, py::arg("name"))
+        .def_property_readonly("repeats",
+                               [](const FastaScanner &scanner) {
+                                   py::list repeats;
+                                   for (const Repeat &repeat : scanner.repeats())
+                                       repeats.append(py::make_tuple(repeat.name, repeat.line));
+                                   return repeats;
+                               })
+        .def_property_readonly("watched_line", &FastaScanner::watched_line)
         .def_property_readonly("line", &FastaScanner::line)
         .def_property_readonly("record_name", &FastaScanner::record_name);
     py::list names;

@@ -88,6 +88,31 @@ void check_at_least(const char *name, int64_t value, int64_t limit) {
 
 }  // namespace
 
+bool NameSet::insert(const std::string &name) {
+    uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a, then mixed: its high bits alone are weak
+    for (const char byte : name) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001b3ULL;
+    const uint64_t fingerprint = std::max<uint64_t>(mix64(hash), 1);
+    Table &table = tables_[fingerprint >> 56];
+    if (4 * (table.used + 1) > 3 * table.slots.size()) {
+        std::vector<uint64_t> larger(std::max<size_t>(16, 2 * table.slots.size()));
+        for (const uint64_t slot : table.slots)
+            if (slot != 0) place(larger, slot);
+        table.slots = std::move(larger);
+    }
+    const size_t mask = table.slots.size() - 1;
+    for (size_t at = fingerprint & mask; table.slots[at] != 0; at = (at + 1) & mask)
+        if (table.slots[at] == fingerprint) return false;
+    place(table.slots, fingerprint);
+    ++table.used;
+    return true;
+}
+
+void NameSet::place(std::vector<uint64_t> &slots, uint64_t fingerprint) {
+    size_t at = fingerprint & (slots.size() - 1);
+    while (slots[at] != 0) at = (at + 1) & (slots.size() - 1);
+    slots[at] = fingerprint;
+}
+
 FastaScanner::FastaScanner(int64_t min_n_run, int64_t min_length, int64_t max_length)
     : min_n_run_(min_n_run), min_length_(min_length), max_length_(max_length), staged_(kStagedBytes) {
     check_at_least("min_n_run", min_n_run, 1);
@@ -176,11 +201,10 @@ void FastaScanner::open_record() {
     for (const char byte : header_)
         if (static_cast<uint8_t>(byte) < ' ' && byte != '\t')
             fail(line_, "the header of record '" + name + "' holds " + show(byte) + why_bad(byte));
-    const auto [earlier, is_new] = line_of_name_.emplace(name, line_);
+    if (!names_.insert(name)) repeats_.push_back({name, line_});
+    if (watched_line_ == 0 && name == watched_) watched_line_ = line_;
     name_ = std::move(name);
     ++num_records_;
-    if (!is_new)
-        fail(line_, "this name was used at line " + std::to_string(earlier->second) + " already. Rename one of the two records");
     record_ = RecordCounts{};
     segment_ = Segment{};
     run_ = run_lower_case_ = 0;

@@ -23,6 +23,17 @@ class FastaScanner:
         of the records that ended.
         """
 
+    def watch(self, name: str) -> None:
+        """Note the line of the first record of this name."""
+
+    @property
+    def watched_line(self) -> int:
+        """0: no such record so far."""
+
+    @property
+    def repeats(self) -> list[tuple[str, int]]:
+        """Name and line of records whose name was seen before, but for one chance in 2^64: `watch` for it in a second pass."""
+
     @property
     def line(self) -> int: ...
     @property

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         sequence.add_corpus,
         sequence.add_lint,
         sequence.add_preprocess,
+        sequence.add_merge,
         sequence.add_haplotypes,
         sequence.add_extract,
         sequence.add_inspect,

@@ -1,4 +1,4 @@
-"""Verbs that make shards: corpus, preprocess, haplotypes, extract, train-bpe; lint, which looks before; inspect, which shows them."""
+"""Verbs that make and show shards: corpus, lint, preprocess, merge, haplotypes, extract, inspect; and train-bpe."""
 
 from __future__ import annotations
 
@@ -57,14 +57,26 @@ def _corpus(arguments: argparse.Namespace) -> int:
 
 
 def add_preprocess(verbs: Any) -> None:
-    verb = verbs.add_parser("preprocess", help="sequence files -> base shards (.bin, .idx, .bed, .json)")
+    verb = verbs.add_parser(
+        "preprocess",
+        help="sequence files -> base shards (.bin, .idx, .bed, .json)",
+        description="The bytes written depend on the inputs and the cleaning alone. A run that is stopped, by kill -9 too, leaves the "
+        "inputs it has finished in the folder .NAME.dnapretrain-tmp beside PREFIX. The same command then takes them over where size, time "
+        "and settings are the same and the staged bytes are whole, and reads the others again; a run with other inputs or settings "
+        "removes what it cannot use. --restart begins anew; to give a run up, remove the folder. One run at a time may write a PREFIX.",
+    )
     what = "FASTA, FASTQ, .2bit, GenBank, EMBL or GFF3 with ##FASTA; plain, gzip, bgzf, zstd, xz or bzip2, told by content. "
     where = (
         "A file, a folder (its FASTA, FASTQ and .2bit files, no sub-folders), a quoted pattern ('genomes/**/*.fna'), or @LIST, one per line"
     )
     verb.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=what + where)
     verb.add_argument("--output", required=True, type=Path, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx, PREFIX.bed, PREFIX.json")
-    verb.add_argument("--workers", type=int, default=1, help="input files read at the same time; the output does not depend on it")
+    verb.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="threads (default 1): files at the same time, and the steps within a file; the output does not depend on it",
+    )
     verb.add_argument("--min-n-run", type=int, default=10, help="cut where at least so many N stand in a row (default 10)")
     verb.add_argument("--min-length", type=int, default=1, help="leave out segments shorter than so many bases, counted (default 1)")
     verb.add_argument("--max-n-fraction", type=float, metavar="F", help="leave out documents with a larger share of N, counted")
@@ -78,16 +90,21 @@ def add_preprocess(verbs: Any) -> None:
     verb.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out inputs that cannot be used, and list them"
     )
+    _add_encoding(verb)
+    verb.add_argument("--assembly", help="name of the assembly in loci (one input); default: the file name")
+    verb.add_argument("--sha256", action="store_true", help="record SHA-256 of the inputs beside XXH3-128")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing shard (what a stopped run has finished is taken over)")
+    verb.add_argument("--restart", action="store_true", help="take over nothing of a run that was stopped")
+    verb.set_defaults(verb=_preprocess)
+
+
+def _add_encoding(verb: Any) -> None:
     verb.add_argument(
         "--encoding",
         choices=("ascii", "2bit"),
         default="ascii",
         help="2bit: a quarter of the disk and page cache, the same samples; for dnapretrain only (default ascii)",
     )
-    verb.add_argument("--assembly", help="name of the assembly in loci (one input); default: the file name")
-    verb.add_argument("--sha256", action="store_true", help="record SHA-256 of the inputs beside XXH3-128")
-    verb.add_argument("--overwrite", action="store_true", help="replace an existing shard")
-    verb.set_defaults(verb=_preprocess)
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
@@ -108,7 +125,35 @@ def _preprocess(arguments: argparse.Namespace) -> int:
         exclude_bed=arguments.exclude_bed,
         on_error=arguments.on_error,
         encoding=arguments.encoding,
+        restart=arguments.restart,
     )
+    print(format_inspection(inspect_shard(arguments.output)))
+    return 0
+
+
+def add_merge(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "merge",
+        help="several shards -> one, as if made in one run",
+        description="Joins shards, for example those of an array of jobs, in the order given: byte for byte what one preprocess of all "
+        "their inputs writes. They must be of one kind and have the same cleaning, and no assembly may be in two of them. Digests are "
+        "checked on the way.",
+    )
+    verb.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX", help="a finished shard")
+    verb.add_argument(
+        "--output", required=True, type=Path, metavar="PREFIX", help="writes PREFIX.bin, .idx, .bed, .json (.edits, .labels.tsv)"
+    )
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing shard")
+    _add_encoding(verb)
+    verb.add_argument("--move", action="store_true", help="remove the shards once the result is complete (both need space until then)")
+    verb.set_defaults(verb=_merge)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.shards.merge import merge
+
+    merge(arguments.prefixes, arguments.output, overwrite=arguments.overwrite, move=arguments.move, encoding=arguments.encoding)
     print(format_inspection(inspect_shard(arguments.output)))
     return 0
 

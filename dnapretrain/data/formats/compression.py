@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import xxhash
 from isal import igzip
 
+from dnapretrain.data.formats.helpers import Helpers, Task
+
 HEAD_BYTES = 18
 PACKING_SUFFIXES = (".gz", ".bgz", ".zst", ".xz", ".bz2")
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+BGZF_MAGIC, BGZF_FIELD = b"\x1f\x8b\x08\x04", b"BC\x02\x00"
+BGZF_BLOCK = 1 << 16
+"""Bytes of a BGZF block at most, packed or not."""
 READ_BYTES = 1 << 17
 
 
@@ -69,7 +77,7 @@ class PackedError(Exception):
 class _Gzip:
     """The unpacked bytes of a gzip file, by the fastest inflater there is."""
 
-    def __init__(self, digested: DigestedFile) -> None:
+    def __init__(self, digested: io.RawIOBase | io.BytesIO) -> None:
         self._stream = igzip.IGzipFile(fileobj=digested, mode="rb")
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -128,6 +136,136 @@ class _Frames:
             if unpacked:
                 buffer[: len(unpacked)] = unpacked
                 return len(unpacked)
+
+
+class Blocks(Protocol):
+    """Unpacked bytes in blocks; one may be overwritten by the next."""
+
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
+
+    def close(self) -> None:
+        """No helper touches the file any more."""
+        ...
+
+
+class _StreamBlocks:
+    """Blocks of a stream; while one is used the next is read."""
+
+    def __init__(self, stream: Readable, block_bytes: int, helpers: Helpers) -> None:
+        self._stream, self._helpers = stream, helpers
+        self._buffers = [memoryview(bytearray(block_bytes)) for _ in range(2)]
+        self._task: Task[int] | None = None
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for buffer in itertools.cycle(self._buffers):
+            task = self._task or self._read(buffer)
+            size = task.result()
+            if not size:
+                return
+            self._task = self._read(self._buffers[buffer is self._buffers[0]])
+            yield buffer[:size]
+
+    def close(self) -> None:
+        if self._task:
+            self._task.abandon()
+
+    def _read(self, buffer: memoryview) -> Task[int]:
+        return self._helpers.start(lambda: self._stream.readinto(buffer))
+
+
+class _BgzfBlocks:
+    """Unpacked bytes of a BGZF file: its blocks say how long they are, so groups of them are inflated side by side."""
+
+    def __init__(self, digested: DigestedFile, block_bytes: int, helpers: Helpers) -> None:
+        self._file, self._block_bytes, self._helpers = digested, block_bytes, helpers
+        self._packed = b""  # read, and not yet in a group
+        self._groups: deque[Task[memoryview]] = deque()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        at_once = 2 * self._helpers.workers - 1
+        more = True
+        while more or self._groups:
+            while more and len(self._groups) < at_once:
+                group, size = self._next_group()
+                more = bool(group)
+                if more:
+                    self._groups.append(self._helpers.start(partial(_inflate, group, size)))
+            if self._groups:
+                yield self._groups.popleft().result()
+        # A block that is cut, or a member of plain gzip: the rest is read as any gzip file.
+        buffer = memoryview(bytearray(self._block_bytes))
+        rest = _Gzip(_Joined(self._packed, self._file))
+        while self._packed and (size := rest.readinto(buffer)):
+            yield buffer[:size]
+
+    def close(self) -> None:
+        for task in self._groups:
+            task.abandon()
+
+    def _next_group(self) -> tuple[bytes, int]:
+        """Whole blocks, and their bytes when unpacked; nothing where none follows."""
+        at = size = 0
+        while size < self._block_bytes:
+            length = _bgzf_length(self._packed, at)
+            if at + length > len(self._packed):
+                data = self._file.read(READ_BYTES)
+                if not data:
+                    break
+                self._packed += data
+                continue
+            if not length:
+                break
+            size += int.from_bytes(self._packed[at + length - 4 : at + length], "little")
+            at += length
+        group, self._packed = self._packed[:at], self._packed[at:]
+        return group, size
+
+
+def _bgzf_length(data: bytes, at: int) -> int:
+    """Of the block that begins at byte `at`, as far as it is there: the bytes needed to tell; 0 for what is no block."""
+    head = data[at : at + HEAD_BYTES]
+    if len(head) < HEAD_BYTES:
+        return HEAD_BYTES
+    if head[:4] != BGZF_MAGIC or head[12:16] != BGZF_FIELD:
+        return 0
+    length = int.from_bytes(head[16:18], "little") + 1
+    end = data[at + length - 4 : at + length]
+    return length if length > HEAD_BYTES and (len(end) < 4 or int.from_bytes(end, "little") <= BGZF_BLOCK) else 0
+
+
+def _inflate(group: bytes, size: int) -> memoryview:
+    stream = _Gzip(io.BytesIO(group))
+    unpacked = memoryview(bytearray(size + 1))  # one more, so that the last checksum is looked at
+    filled = 0
+    while read := stream.readinto(unpacked[filled:]):
+        filled += read
+    return unpacked[:filled]
+
+
+class _Joined(io.RawIOBase):
+    """Some bytes, then those of a file."""
+
+    def __init__(self, data: bytes, file: DigestedFile) -> None:
+        self._data, self._file = memoryview(data), file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._data:
+            return self._file.readinto(buffer)
+        size = min(len(self._data), len(buffer))
+        buffer[:size] = self._data[:size]
+        self._data = self._data[size:]
+        return size
+
+
+def open_blocks(raw: io.FileIO, digested: DigestedFile, block_bytes: int, helpers: Helpers) -> Blocks:
+    """The same bytes as `open_unpacked` in blocks of about `block_bytes`, unpacked ahead by `helpers`; to be closed before the file is."""
+    stream = open_unpacked(raw, digested)
+    if isinstance(stream, _Gzip) and os.pread(raw.fileno(), HEAD_BYTES, 0)[12:16] == BGZF_FIELD:
+        return _BgzfBlocks(digested, block_bytes, helpers)
+    return _StreamBlocks(stream, block_bytes, helpers)
 
 
 def open_unpacked(raw: io.FileIO, digested: DigestedFile) -> Readable:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from dnapretrain import _core
 from dnapretrain.data.formats.compression import DigestedFile, PackedError
+from dnapretrain.data.formats.helpers import Helpers
 from dnapretrain.data.formats.inputs import open_source
+from dnapretrain.data.formats.lines import place
 from dnapretrain.errors import DataError
 
 MAX_DOCUMENT = 2_000_000_000
@@ -41,18 +43,25 @@ class Block:
     """Name and description of the records that ended."""
     counts: NDArray[np.int64]
     """(records, len(_core.RECORD_COUNTS)), of the records that ended."""
+    record_name: str
+    """Of the record that has not ended yet."""
 
 
 class FastaFile:
-    """One sequence file, read as FASTA; iterate over `blocks()` once, then ask for its format, size and digests as stored."""
+    """One sequence file, read as FASTA; iterate over `blocks()` once, then ask for its format, size and digests as stored.
 
-    def __init__(self, path: Path, policy: CutPolicy, sha256: bool = False) -> None:
+    `helpers` read and inflate ahead of the blocks that were asked for.
+    """
+
+    def __init__(self, path: Path, policy: CutPolicy, sha256: bool = False, helpers: Helpers | None = None) -> None:
         self.path = path
         self.format = ""
         """FASTA, FASTQ, 2bit, GenBank, EMBL or GFF3, once reading has begun."""
         self._policy = policy
         self._want_sha256 = sha256
+        self._helpers = helpers or Helpers()
         self._file: DigestedFile | None = None
+        self._cleared = 0  # repeats that were none: two names with the same fingerprint
 
     @property
     def bytes_read(self) -> int:
@@ -73,21 +82,46 @@ class FastaFile:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the documents of the file. Raises DataError naming the file, and the line and the record where there are any."""
-        scanner = _core.FastaScanner(self._policy.min_n_run, self._policy.min_length, self._policy.max_length)
+        scanner = self._scanner()
         try:
-            with open_source(self.path, self._want_sha256, self._opened) as source:
+            with open_source(self.path, self._want_sha256, self._opened, self._helpers) as source:
                 self.format = source.format
                 for text in source.text:
                     scanner.feed(text)
+                    self._check_names(scanner)
                     yield _take(scanner)
                 scanner.finish()
+                self._check_names(scanner)
                 yield _take(scanner)
         except PackedError as error:
-            raise DataError(f"{self.path}: {_place(scanner)}: {error}") from None
+            raise DataError(f"{self.path}: {place(scanner.line, scanner.record_name.encode())}: {error}") from None
         except ValueError as error:
+            self._check_names(scanner)  # of an earlier line than the error
             raise DataError(f"{self.path}: {error}") from None
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+    def _scanner(self) -> _core.FastaScanner:
+        return _core.FastaScanner(self._policy.min_n_run, self._policy.min_length, self._policy.max_length)
+
+    def _check_names(self, scanner: _core.FastaScanner) -> None:
+        """Raise DataError where a name stands for two records. The scanner keeps fingerprints alone: a second pass finds the first one."""
+        while len(scanner.repeats) > self._cleared:
+            name, line = scanner.repeats[self._cleared]
+            again = self._scanner()
+            again.watch(name)
+            with open_source(self.path) as source:
+                for text in source.text:
+                    again.feed(text)
+                    again.take()
+                    if again.watched_line:
+                        break
+            if again.watched_line != line:
+                raise DataError(
+                    f"{self.path}: {place(line, name.encode())}: this name was used at line {again.watched_line} already. "
+                    "Rename one of the two records"
+                )
+            self._cleared += 1
 
     def _opened(self, file: DigestedFile) -> None:
         self._file = file
@@ -95,14 +129,9 @@ class FastaFile:
 
 def _take(scanner: _core.FastaScanner) -> Block:
     bases, documents, lines, counts = scanner.take()
-    return Block(bases, documents, [_split_header(line) for line in lines], counts)
+    return Block(bases, documents, [_split_header(line) for line in lines], counts, scanner.record_name)
 
 
 def _split_header(line: bytes) -> tuple[str, str]:
     name, _, description = line.decode("utf-8", "backslashreplace").replace("\t", " ").partition(" ")
     return name, description.strip()
-
-
-def _place(scanner: _core.FastaScanner) -> str:
-    record = f", record '{scanner.record_name}'" if scanner.record_name else ""
-    return f"line {scanner.line}{record}"

@@ -7,15 +7,17 @@ never by its name, unpacks it, and rewrites it as FASTA text for the one scanner
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnapretrain.data.formats.compression import PACKING_SUFFIXES, DigestedFile, Readable, open_unpacked
+from dnapretrain.data.formats.compression import PACKING_SUFFIXES, DigestedFile, open_blocks
 from dnapretrain.data.formats.fastq import fastq_as_fasta
 from dnapretrain.data.formats.flatfile import embl_as_fasta, genbank_as_fasta, gff3_as_fasta
+from dnapretrain.data.formats.helpers import Helpers
 from dnapretrain.data.formats.lines import Text
 from dnapretrain.data.formats.twobit import MAGICS, two_bit_as_fasta
 from dnapretrain.errors import DataError
@@ -57,40 +59,39 @@ class SourceText:
 
 
 @contextmanager
-def open_source(path: Path, sha256: bool = False, opened: Callable[[DigestedFile], None] = lambda file: None) -> Iterator[SourceText]:
+def open_source(
+    path: Path, sha256: bool = False, opened: Callable[[DigestedFile], None] = lambda file: None, helpers: Helpers | None = None
+) -> Iterator[SourceText]:
     """The records of a file as FASTA text, whatever its format and packing; `opened` gets the file that counts and digests.
 
-    Raises ValueError (a format that is refused), PackedError (cut or damaged packing) and OSError.
+    `helpers` read and inflate ahead. Raises ValueError (a format that is refused), PackedError (cut or damaged packing) and OSError.
     """
     with path.open("rb", buffering=0) as raw:
         digested = DigestedFile(raw, sha256)
         opened(digested)
-        stream = open_unpacked(raw, digested)
-        if stream is digested and os.pread(raw.fileno(), 4, 0) in MAGICS:
+        if os.pread(raw.fileno(), 4, 0) in MAGICS:
             yield SourceText("2bit", two_bit_as_fasta(digested))
-        else:
-            yield _sniff(stream)
+            return
+        blocks = open_blocks(raw, digested, BLOCK_BYTES, helpers or Helpers())
+        try:
+            yield _sniff(iter(blocks))
+        finally:
+            blocks.close()  # helpers may still read the file
 
 
-def _sniff(stream: Readable) -> SourceText:
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    filled = 0
-    while filled < SNIFFED_BYTES and (size := stream.readinto(buffer[filled:])):
-        filled += size
-    start = bytes(buffer[:SNIFFED_BYTES][:filled])
+def _sniff(blocks: Iterator[Text]) -> SourceText:
+    head: list[bytes] = []
+    while sum(map(len, head)) < SNIFFED_BYTES and (block := next(blocks, None)) is not None:
+        head.append(bytes(block))
+    start = b"".join(head)[:SNIFFED_BYTES]
     for magic, what in REFUSED.items():
         if start.startswith(magic):
             raise ValueError(f"line 1: this is {what}")
+    text = itertools.chain(head, blocks)
     for magic, (name, translate) in TRANSLATORS.items():
         if start.lstrip().startswith(magic):
-            return SourceText(name, translate(_blocks(stream, buffer, filled)))
-    return SourceText("FASTA", _blocks(stream, buffer, filled))
-
-
-def _blocks(stream: Readable, buffer: memoryview, size: int) -> Iterator[Text]:
-    while size:
-        yield buffer[:size]
-        size = stream.readinto(buffer)
+            return SourceText(name, translate(text))
+    return SourceText("FASTA", text)
 
 
 def find_inputs(inputs: Sequence[Path]) -> tuple[list[Path], list[str]]:

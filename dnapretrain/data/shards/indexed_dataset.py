@@ -8,8 +8,10 @@ lengths int32[sequences], byte pointers int64[sequences], document index int64[d
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 MAX_LENGTH = 2**31 - 1
+BLOCK = 1 << 18
 DTYPES: dict[int, type[np.generic]] = {
     1: np.uint8,
     2: np.int8,
@@ -56,11 +59,22 @@ def index_bytes(lengths: NDArray[np.int64]) -> bytes:
     """The `.idx` of uint8 sequences that follow each other in the `.bin`, each a document of its own."""
     if len(lengths) and not (lengths.min() >= 0 and lengths.max() <= MAX_LENGTH):
         raise ValueError(f"sequence lengths run from {lengths.min()} to {lengths.max()}; the index holds 0 to {MAX_LENGTH}")
-    pointers = np.zeros(len(lengths), dtype="<i8")
-    np.cumsum(lengths[:-1], out=pointers[1:])
-    documents = np.arange(len(lengths) + 1, dtype="<i8")
-    header = HEADER.pack(MAGIC, VERSION, 1, len(lengths), len(documents))
-    return b"".join([header, lengths.astype("<i4").tobytes(), pointers.tobytes(), documents.tobytes()])
+    return b"".join(index_blocks(lengths))
+
+
+def index_blocks(lengths: NDArray[np.integer[Any]]) -> Iterator[bytes]:
+    """The same block by block, for lengths that are within bounds."""
+    count = len(lengths)
+    yield HEADER.pack(MAGIC, VERSION, 1, count, count + 1)
+    for first in range(0, count, BLOCK):
+        yield lengths[first : first + BLOCK].astype("<i4").tobytes()
+    at = 0
+    for first in range(0, count, BLOCK):
+        ends = at + np.cumsum(lengths[first : first + BLOCK], dtype=np.int64)
+        yield np.concatenate([[at], ends[:-1]]).astype("<i8").tobytes()
+        at = int(ends[-1])
+    for first in range(0, count + 1, BLOCK):
+        yield np.arange(first, min(first + BLOCK, count + 1), dtype="<i8").tobytes()
 
 
 def read_index(path: Path, bin_size: int) -> Index:

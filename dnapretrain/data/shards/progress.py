@@ -6,16 +6,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: stored bytes of the inputs, and bases written."""
+    """How far a run is: stored bytes of the inputs, and bases written; an earlier run's share of both included."""
 
     bytes_read: int
     bytes_total: int
     bases: int
+    kept_bytes: int = 0
+    """Of the inputs that an earlier run had finished."""
+    kept_bases: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -35,7 +38,18 @@ class Meter:
         with self._lock:
             if self._stopped:
                 raise InterruptedError("stopped: another input failed")
-            self._state = Progress(self._state.bytes_read + bytes_read, self._state.bytes_total, self._state.bases + bases)
+            state = self._state
+            self._state = replace(state, bytes_read=state.bytes_read + bytes_read, bases=state.bases + bases)
+            if self._report:
+                self._report(self._state)
+
+    def keep(self, bytes_read: int, bases: int) -> None:
+        """Count what an earlier run has done: it says nothing about the speed of this one."""
+        with self._lock:
+            state = self._state
+            self._state = replace(
+                state, bytes_read=state.bytes_read + bytes_read, bases=state.bases + bases, kept_bytes=bytes_read, kept_bases=bases
+            )
             if self._report:
                 self._report(self._state)
 
@@ -57,9 +71,7 @@ class TerminalProgress:
         now = time.monotonic()
         if now - self._drawn >= 0.2:
             self._drawn = now
-            percent = 100 * progress.bytes_read / max(1, progress.bytes_total)
-            speed = progress.bases / (now - self._start) / 1e6
-            line = f"{percent:5.1f} % of {progress.bytes_total:,} bytes, {progress.bases:,} bases, {speed:,.0f} Mbases/s"
+            line = progress_line(progress, now - self._start)
             self._width = max(self._width, len(line))
             sys.stderr.write("\r" + line.ljust(self._width))
             sys.stderr.flush()
@@ -69,3 +81,15 @@ class TerminalProgress:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
+
+
+def progress_line(progress: Progress, seconds: float) -> str:
+    """Share, bases, speed and time left, the last two from what this run did in its `seconds`."""
+    percent = 100 * progress.bytes_read / max(1, progress.bytes_total)
+    speed = (progress.bases - progress.kept_bases) / seconds / 1e6
+    line = f"{percent:5.1f} % of {progress.bytes_total:,} bytes, {progress.bases:,} bases, {speed:,.0f} Mbases/s"
+    read, left = progress.bytes_read - progress.kept_bytes, progress.bytes_total - progress.bytes_read
+    if read > 0 and left >= 0:
+        minutes, rest = divmod(round(seconds * left / read), 60)
+        line += f", {minutes // 60}:{minutes % 60:02d}:{rest:02d} left"
+    return line

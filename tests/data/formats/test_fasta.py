@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,7 +180,6 @@ def test_scanner_holds_little_between_blocks():
         (b"\xef\xbb\xbf>a\nACGT\n", "line 1: byte 0xef before the first '>'"),
         (b">a\nACGT\n>\nACGT\n", "line 3, record 'a': the record that begins here has no name"),
         (b"> a\nACGT\n", "line 1: the record that begins here has no name"),
-        (b">a\nAC\n>b\nAC\n>a x\nAC\n", "line 5, record 'a': this name was used at line 1 already"),
         (b">a\nACGT\n\nACGT\nMKVLAA\n", "line 5, record 'a': 'L' is an amino acid"),
         (b">a\nACGT\nAC-GT\n", "line 3, record 'a': '-' is a gap"),
         (b">a\nACGT*\n", "line 2, record 'a': '*' is a gap"),
@@ -275,3 +275,27 @@ def test_errors_name_the_file(tmp_path):
     (tmp_path / "p.fa").write_bytes(b">p\nACGT\nMKLV\n")
     with pytest.raises(DataError, match=r"p\.fa: line 3, record 'p': 'L' is an amino acid"):
         read(tmp_path / "p.fa")
+
+
+@pytest.mark.parametrize("bad_line", [b"", b"AC!\n"])
+def test_a_name_used_twice_is_an_error_before_what_follows(tmp_path, bad_line):
+    records = b"".join(b">n%d x\nAC\n" % number for number in range(100_000))
+    (tmp_path / "p.fa").write_bytes(records + b">n7\nAC\n" + bad_line)
+    with pytest.raises(DataError, match=r"p\.fa: line 200001, record 'n7': this name was used at line 15 already. Rename"):
+        read(tmp_path / "p.fa")
+    (tmp_path / "p.fa").write_bytes(records)
+    assert len(read(tmp_path / "p.fa")[1]) == 100_000
+
+
+def test_a_false_alarm_of_the_names_is_passed_over(tmp_path):
+    scanner = _core.FastaScanner(10, 1, MAX_DOCUMENT)
+    scanner.watch("b")
+    scanner.feed(b">a\nAC\n>b\nAC\n")
+    assert (scanner.watched_line, scanner.repeats) == (3, [])
+    scanner.feed(b">b\nAC\n")
+    assert (scanner.watched_line, scanner.repeats) == (3, [("b", 5)])
+    (tmp_path / "p.fa").write_bytes(b">a\nAC\n>b\nAC\n")
+    file = FastaFile(tmp_path / "p.fa", CutPolicy())
+    file._check_names(SimpleNamespace(repeats=[("b", 3)]))  # as if a and b had one fingerprint
+    with pytest.raises(DataError, match="line 5, record 'a': this name was used at line 1"):
+        file._check_names(SimpleNamespace(repeats=[("b", 3), ("a", 5)]))

@@ -88,7 +88,7 @@ def test_selection_equals_slow_python(tmp_path_factory, case, max_n, block):
     arguments = {"min_n_run": min_n_run, "min_length": min_length, "max_n_fraction": max_n, **beds}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MOVED_BYTES", block)
-        patch.setattr("dnapretrain.data.shards.preprocess.ALL_LOWER_PER_MILLE", 1000)
+        patch.setattr("dnapretrain.data.shards.scan.ALL_LOWER_PER_MILLE", 1000)
         if not expected:
             with pytest.raises(DataError, match="nothing is left of 1 input"):
                 preprocess([folder / "x.fa"], folder / "s", **arguments)
@@ -223,8 +223,8 @@ def test_bad_inputs_are_skipped_counted_and_named(tmp_path, capsys, workers):
     for kind in ("bin", "idx", "bed"):
         assert (tmp_path / f"s.{kind}").read_bytes() == (tmp_path / f"t.{kind}").read_bytes()
     assert {key: value for key, value in manifest.items() if key != "skipped"} == expected
-    assert [entry["path"].rpartition("/")[2] for entry in manifest["skipped"]] == ["missing.fa", "b.fa", "e.fa.gz"]
-    assert "b.fa: line 4, record 'p': 'L' is an amino acid" in manifest["skipped"][1]["error"]
+    assert [entry["path"].rpartition("/")[2] for entry in manifest["skipped"]] == ["b.fa", "missing.fa", "e.fa.gz"]
+    assert "b.fa: line 4, record 'p': 'L' is an amino acid" in manifest["skipped"][0]["error"]
     err = capsys.readouterr().err
     assert "dnapretrain: 3 of 6 input(s) skipped (--on-error skip), listed in the manifest\n" in err
     assert "dnapretrain: 1 FASTQ input(s), 1 reads: their qualities are not kept\n" in err
@@ -234,7 +234,7 @@ def test_bad_inputs_are_skipped_counted_and_named(tmp_path, capsys, workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_nothing_usable_is_an_error(tmp_path, workers):
     (tmp_path / "a.fa").write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"none of 2 input\(s\) could be used; the first: .*missing"):
+    with pytest.raises(DataError, match=r"none of 2 input\(s\) could be used; the first: .*a\.fa: line 1"):
         preprocess([tmp_path / "a.fa", tmp_path / "missing"], tmp_path / "s", on_error="skip", workers=workers)
     assert not list(tmp_path.glob("s.*"))
 

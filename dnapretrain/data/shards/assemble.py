@@ -1,0 +1,183 @@
+"""Staged pieces to a shard: all bases, lines and lengths one after another, then index and manifest."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dnapretrain.data.formats.helpers import Helpers
+from dnapretrain.data.shards.journal import Journal
+from dnapretrain.data.shards.progress import Meter
+from dnapretrain.data.shards.scan import STAGED_KINDS, Piece, Settings, Source, StagedFiles, scan, staged_file
+from dnapretrain.data.shards.writer import Staging, read_stretch
+from dnapretrain.errors import DataError
+
+Say = Callable[[str], None]
+SYNC_SECONDS = 10.0
+"""Finished pieces are put on disk at most so often."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that was left out."""
+
+    path: Path
+    error: str
+
+
+class Assembler:
+    """Brings the pieces of all sources together in order of the sources, whoever made them: an earlier run, this thread or another."""
+
+    def __init__(self, staging: Staging, sources: Sequence[Source], settings: Settings, meter: Meter, say: Say) -> None:
+        self._staging, self._folder = staging, staging.folder
+        self._sources, self._settings, self._meter, self._say = sources, settings, meter, say
+        self._journal = Journal(self._folder, settings)
+        self._next_part = itertools.count(1)
+        self._assembled = 0
+        self._lock = threading.Lock()
+        self._synced = time.monotonic()
+        self.files: dict[str, dict[str, Any]] = {}
+        """Size and digest of what was assembled, by kind."""
+
+    def run(self, workers: int) -> list[Piece | Skipped]:
+        """What became of each source. The staged files of the shard hold the pieces one after another."""
+        with StagedFiles(self._folder) as files, Helpers(workers) as helpers:
+            kept = self._take_over(files)
+            todo = [number for number in range(len(self._sources)) if number not in kept]
+            pool = ThreadPoolExecutor(min(workers, max(1, len(todo))))
+            # Threads, not processes: inflating, scanning and hashing run with the GIL released.
+            futures = {number: pool.submit(self._scan, number, files, helpers) for number in todo} if workers > 1 else {}
+            try:
+                outcomes = [self._append(number, kept, futures, files, helpers) for number in range(len(self._sources))]
+            except BaseException:
+                self._meter.stop()
+                pool.shutdown(wait=True, cancel_futures=True)  # before the files are closed
+                raise
+            pool.shutdown()
+        self.files = {kind: writer.entry() for kind, writer in zip(STAGED_KINDS, files.all, strict=True)}
+        return outcomes
+
+    def _append(
+        self, number: int, kept: dict[int, Piece], futures: dict[int, Future[Piece | Skipped]], files: StagedFiles, helpers: Helpers
+    ) -> Piece | Skipped:
+        if number in kept:
+            outcome: Piece | Skipped = kept[number]
+        elif number in futures:
+            outcome = futures.pop(number).result()
+        else:
+            outcome = self._scan(number, files, helpers)
+        if isinstance(outcome, Piece) and outcome.stem:
+            outcome = self._move(outcome, files)
+        with self._lock:
+            self._assembled = number + 1
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            for writer in files.all:
+                writer.sync()
+            self._journal.sync()
+            self._synced = time.monotonic()
+        return outcome
+
+    def _scan(self, number: int, files: StagedFiles, helpers: Helpers) -> Piece | Skipped:
+        """Scan a source straight into the files of the shard where all before it are there, else into a part of its own."""
+        with helpers.slots:
+            with self._lock:
+                is_next = self._assembled == number
+                part = "" if is_next else f"part-{next(self._next_part)}"
+            if is_next:
+                return self._try_scan(self._sources[number], files, helpers)
+            with StagedFiles(self._folder, part) as part_files:
+                return self._try_scan(self._sources[number], part_files, helpers)
+
+    def _try_scan(self, source: Source, files: StagedFiles, helpers: Helpers) -> Piece | Skipped:
+        marks = [writer.mark() for writer in files.all]
+        try:
+            piece = scan(source, self._settings, files, self._meter, helpers)
+        except DataError as error:
+            if self._settings.on_error == "stop":
+                raise
+            for writer, mark in zip(files.all, marks, strict=True):
+                writer.rewind(mark)
+                writer.cut()
+            return Skipped(source.path, str(error))
+        self._finished(piece)
+        return piece
+
+    def _finished(self, piece: Piece) -> None:
+        with self._lock:
+            self._journal.add(piece)
+            self._staging.keep = True
+
+    def _move(self, piece: Piece, files: StagedFiles) -> Piece:
+        """Append a part to the files of the shard, and remove it."""
+        moved = copy_piece(self._folder, piece, files)
+        self._finished(moved)
+        for kind in STAGED_KINDS:
+            staged_file(self._folder, piece.stem, kind).unlink()
+        return moved
+
+    def _take_over(self, files: StagedFiles) -> dict[int, Piece]:
+        """What an earlier run has finished and is whole; `files` then end with the last piece that is in its place."""
+        found, notes = self._journal.reusable(self._sources)
+        damaged = len(found)
+        kept: dict[int, Piece] = {}
+        for number in range(len(self._sources)):
+            if number not in found or not _take_over_in_place(found[number], files):
+                break
+            kept[number] = found.pop(number)
+        self._assembled = len(kept)
+        taken = (path.name.split(".")[0].removeprefix("part-") for path in self._folder.glob("part-*"))
+        self._next_part = itertools.count(1 + max((int(name) for name in taken if name.isdecimal()), default=0))
+        for number, piece in found.items():
+            if self._journal.whole(piece):
+                kept[number] = piece if piece.stem else self._carry_out(piece)
+        damaged -= len(kept)
+        self._journal.rewrite(kept.values())
+        for writer in files.all:
+            writer.cut()
+        if damaged:
+            notes.append(f"of those that an earlier run had finished, {damaged} are damaged or cut")
+        if kept:
+            self._staging.keep = True
+            notes.insert(0, f"goes on where an earlier run was stopped: {len(kept)} of {len(self._sources)} input(s) are finished already")
+            pieces = [piece.source for piece in kept.values()]
+            self._meter.keep(sum(source["size"] for source in pieces), sum(source["counts"]["kept_bases"] for source in pieces))
+        for note in notes:
+            self._say(note)
+        return kept
+
+    def _carry_out(self, piece: Piece) -> Piece:
+        """Give a piece that is not in its place files of its own."""
+        with StagedFiles(self._folder, f"part-{next(self._next_part)}") as part:
+            return copy_piece(self._folder, piece, part)
+
+
+def _take_over_in_place(piece: Piece, files: StagedFiles) -> bool:
+    if piece.stem or any(piece.places[kind][0] != writer.size for kind, writer in zip(STAGED_KINDS, files.all, strict=True)):
+        return False
+    marks = [writer.mark() for writer in files.all]
+    if all(writer.take_over(*piece.places[kind][1:]) for kind, writer in zip(STAGED_KINDS, files.all, strict=True)):
+        return True
+    for writer, mark in zip(files.all, marks, strict=True):
+        writer.rewind(mark)
+    return False
+
+
+def copy_piece(folder: Path, piece: Piece, files: StagedFiles) -> Piece:
+    """Append the staged bytes of a piece to `files`. Raises RuntimeError where they are not those that were written."""
+    places = {}
+    for kind, writer in zip(STAGED_KINDS, files.all, strict=True):
+        start, size, digest = piece.places[kind]
+        writer.begin_section()
+        for data in read_stretch(staged_file(folder, piece.stem, kind), start, size):
+            writer.write(data)
+        writer.flush()
+        places[kind] = writer.section()
+        if places[kind][1:] != (size, digest):
+            raise RuntimeError(f"{staged_file(folder, piece.stem, kind)}: changed since it was written")
+    return replace(piece, stem=files.stem, places=places)
