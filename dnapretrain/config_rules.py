@@ -90,11 +90,32 @@ def check_rules(config: RunConfig) -> None:
         )
     if data.stride is not None and data.sampling == "packed":
         raise ConfigError("data.stride is for data.sampling=windows; packed samples have none. Remove data.stride.")
+    _check_document_attention(config)
     _check_tokenizer(config)
     _check_objective(config)
     _check_rampup(config)
     _check_split(split)
     _check_stages(config)
+
+
+def _check_document_attention(config: RunConfig) -> None:
+    if not config.data.document_attention:
+        return
+    if config.data.sampling != "packed":
+        raise ConfigError(
+            f"data.document_attention is for data.sampling=packed, not {config.data.sampling}, where a sample lies within one document. "
+            "Remove it, or set data.sampling=packed."
+        )
+    if config.model.transformer_impl == "transformer_engine":
+        raise ConfigError(
+            "data.document_attention masks on the torch path only, and model.transformer_impl=transformer_engine. "
+            "Set model.transformer_impl=torch (or auto, which is torch then)."
+        )
+    if config.model.token_dropout:
+        raise ConfigError(
+            f"model.token_dropout = {config.model.token_dropout} rescales words by the share of <mask> in the whole sample, so that "
+            "documents would not be independent. Set it to 0, or data.document_attention to false."
+        )
 
 
 def _check_tokenizer(config: RunConfig) -> None:

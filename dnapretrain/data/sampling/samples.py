@@ -11,6 +11,10 @@ chosen, mask_replace_prob read <mask>, random_replace_prob a base or k-mer drawn
 the rest stays; loss_mask is 0 at every other place. Choices are a hash of (seed, source, n-th draw from it, place): other
 ones in each epoch. Held-out sets have the same ones at every evaluation, whatever data.seed is.
 
+Packed samples with data.document_attention: a token sees, and is predicted from, tokens of its own document only. A separator belongs
+to the document it begins: as a token it is what the first base of that document is predicted from, as a label (of the last
+token of the document before) it weighs nothing. So every base is a target once, as without, and no target crosses a document.
+
 Windows are cut in bases. Where tokens stand for different numbers of bases (Tokenizer.is_variable), a window has as many bases as
 its tokens would have as whole words, a last window may end anywhere, and bases that the tokens do not reach are cut and counted.
 
@@ -52,6 +56,8 @@ class Batch:
     loss_mask: NDArray[np.float32]
     """Weight of each label: 1 for bases, lowercase_weight if soft-masked (k-mer: the mean); 0 for ambiguous bases, <bos>, <eos> and
     <pad>, and in the masked objective for every token that is not chosen."""
+    documents: NDArray[np.int32] | None = None
+    """With data.document_attention, the number of each token's document within its sample, from 0; -1: padding."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class SampleStream:
         if ids.size:
             self._check_id(int(ids.min()))
             self._check_id(int(ids.max()))
-        return Batch(*self._filler.fill(ids))
+        return Batch(*self._filler.fill(ids, self._data.document_attention))
 
     def locate(self, sample_id: int) -> list[SampleLocus]:
         """What a sample reads, in reading order: one locus for windows, one or more when packed. Raises DataError for an id outside."""
@@ -324,6 +330,7 @@ class SampleStream:
             "tokenizer": self.tokenizer.digest,
             "seed": self._seed if self._training else None,
             **({"masking": self._data.masking.model_dump()} if self._masked else {}),
+            **({"document_attention": True} if self._data.document_attention else {}),
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
