@@ -111,6 +111,25 @@ int64_t fill_masked(const Source &source, const AnyEncoder &encoder, const Maski
 
 }  // namespace
 
+void fill_documents(const CutRules &rules, const Sample &sample, int32_t *documents) {
+    int64_t filled = 0;
+    int32_t number = 0;
+    const auto put = [&](int64_t count) {  // a causal stream has one token more than the sample reads
+        const int64_t end = std::min(filled + count, rules.sequence_length);
+        std::fill(documents + filled, documents + end, number);
+        filled = end;
+    };
+    if (rules.add_bos) put(1);
+    for (const Run &run : sample.runs) {
+        put(run.length / rules.k);
+        if (!run.separator_after) continue;
+        if (filled) ++number;
+        put(1);
+    }
+    if (rules.add_eos) put(1);
+    std::fill(documents + filled, documents + rules.sequence_length, kNoDocument);
+}
+
 int64_t fill_sample(const Source &source, const Encoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,
                     int64_t *labels, float *weights) {
     if (source.index->rules().masked) return fill_masked(source, encoder, *masking, sample, tokens, labels, weights);

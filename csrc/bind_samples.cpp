@@ -138,10 +138,15 @@ public:
     // Bases cut because tokens ran out, of all samples filled so far, and how many samples these were.
     std::pair<int64_t, int64_t> cut() const { return {cut_bases_, cut_samples_}; }
 
-    py::tuple fill(const Array<int64_t> &ids) const {
-        const int64_t batch = item_count(ids, "sample ids"), S = sources_.front().index->rules().sequence_length;
+    // Tokens, labels and weights; with `documents`, also the number of each token's document within its sample.
+    py::tuple fill(const Array<int64_t> &ids, bool documents) const {
+        const CutRules &rules = sources_.front().index->rules();
+        if (documents && !rules.packed) throw std::invalid_argument("a window lies within one document: there are none to tell apart");
+        const int64_t batch = item_count(ids, "sample ids"), S = rules.sequence_length;
         Array<int64_t> tokens({batch, S}), labels({batch, S});
         Array<float> weights({batch, S});
+        Array<int32_t> numbers({documents ? batch : 0, S});
+        int32_t *number = numbers.mutable_data();
         const int64_t *id = ids.data();
         int64_t *token = tokens.mutable_data(), *label = labels.mutable_data();
         float *weight = weights.mutable_data();
@@ -160,8 +165,10 @@ public:
                 const int64_t cut = variable ? fill_row(*variable) : fill_row(*std::get<std::shared_ptr<Encoder>>(encoder_));
                 cut_bases_ += cut;
                 cut_samples_ += cut > 0;
+                if (documents) fill_documents(from.index->rules(), sample, number + row * S);
             }
         }
+        if (documents) return py::make_tuple(tokens, labels, weights, numbers);
         return py::make_tuple(tokens, labels, weights);
     }
 
@@ -357,5 +364,5 @@ void bind_samples(py::module_ &module) {
         .def("readers", &BatchFiller::readers, py::arg("source"), py::arg("segments").noconvert(), py::arg("starts").noconvert(),
              py::arg("ends").noconvert(), py::arg("first_epoch"), py::arg("last_epoch"))
         .def("cut", &BatchFiller::cut)
-        .def("fill", &BatchFiller::fill, py::arg("ids").noconvert());
+        .def("fill", &BatchFiller::fill, py::arg("ids").noconvert(), py::arg("documents") = false);
 }

@@ -479,6 +479,13 @@ struct Source {
     }
 };
 
+constexpr int32_t kNoDocument = -1;
+
+// Packed samples of tokens of a fixed length: the number of the document within the sample that each of `sequence_length` tokens
+// belongs to. A separator belongs to the document it begins, whose first token a causal model predicts from it; <bos> to the
+// first, <eos> at the end to the last; padding to kNoDocument.
+void fill_documents(const CutRules &rules, const Sample &sample, int32_t *documents);
+
 // Writes one sample: tokens, labels and loss weights of `sequence_length` places each. `masking` is read where the rules of the
 // source are masked, and only there. Returns the bases cut because tokens ran out: 0 where tokens have a fixed length.
 int64_t fill_sample(const Source &source, const Encoder &encoder, const Masking *masking, const Sample &sample, int64_t *tokens,

@@ -1,5 +1,7 @@
 """Types of the native core (csrc/)."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -269,8 +271,11 @@ class BatchFiller:
     def cut(self) -> tuple[int, int]:
         """Bases cut because tokens ran out, of all samples filled so far, and how many samples these were."""
 
-    def fill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Tokens, labels and loss weights, each (len(ids), sequence_length)."""
+    def fill(self, ids: NDArray[np.int64], documents: bool = False) -> tuple[NDArray[Any], ...]:
+        """Tokens and labels (int64) and loss weights (float32), each (len(ids), sequence_length).
+
+        With `documents` (packed samples only), also the number of each token's document within its sample, int32; -1: padding.
+        """
 
 MIN_SKETCH_K: int
 MAX_SKETCH_K: int

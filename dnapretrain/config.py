@@ -164,6 +164,9 @@ class DataConfig(Section):
     """Tokens per sample."""
     sampling: Literal["windows", "packed"] = "windows"
     """windows: each sample lies within one document; packed: documents joined by separators fill each sample."""
+    document_attention: bool = False
+    """Tokens of a packed sample see only those of their own document, and learned positions begin anew with each. A separator belongs to
+    the document it begins. Torch attention only, with a mask of sequence_length^2 values per sample."""
     stride: int | None = Field(None, gt=0)
     """Bases between window starts (windows only); default: windows touch and do not overlap."""
     window_length: int | None = Field(None, gt=0)

@@ -89,6 +89,7 @@ def check_rules(config: RunConfig) -> None:
             f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
         )
     _check_windows(config)
+    _check_document_attention(config)
     _check_tokenizer(config)
     _check_objective(config)
     _check_rampup(config)
@@ -115,6 +116,26 @@ def _check_windows(config: RunConfig) -> None:
         )
     if not tokenizer.is_variable:
         _divides("data.window_length", window, "the bases of a token", k, "Windows are read in whole tokens: change it.")
+
+
+def _check_document_attention(config: RunConfig) -> None:
+    if not config.data.document_attention:
+        return
+    if config.data.sampling != "packed":
+        raise ConfigError(
+            f"data.document_attention is for data.sampling=packed, not {config.data.sampling}, where a sample lies within one document. "
+            "Remove it, or set data.sampling=packed."
+        )
+    if config.model.transformer_impl == "transformer_engine":
+        raise ConfigError(
+            "data.document_attention masks on the torch path only, and model.transformer_impl=transformer_engine. "
+            "Set model.transformer_impl=torch (or auto, which is torch then)."
+        )
+    if config.model.token_dropout:
+        raise ConfigError(
+            f"model.token_dropout = {config.model.token_dropout} rescales words by the share of <mask> in the whole sample, so that "
+            "documents would not be independent. Set it to 0, or data.document_attention to false."
+        )
 
 
 def _check_tokenizer(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ shards itself (a pure function of the ids), so nothing is broadcast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ class DeviceBatch:
     loss_mask_BS: torch.Tensor
     positions_BS: torch.Tensor
     attention_mask: torch.Tensor | None
-    """bool [B, 1, 1, S], True at padding; None where no token is padding, or attention is causal."""
+    """bool [B, 1, 1, S], True at padding; None where no token is padding, or attention is causal. With data.document_attention
+    what attention adds to its scores, [B, 1, S, S] (`document_mask`); None where no sample has tokens of two documents."""
     num_tokens: int
     """Labels that are not padding."""
 
@@ -39,10 +41,12 @@ class BatchPlace:
     data_parallel_size: int
     device: torch.device
     chunk_reads: tuple[bool, ...]
-    """Per model chunk: True for the first and last pipeline stage, and for every stage where padding must be known."""
+    """Per model chunk: True for the first and last pipeline stage, and for every stage where padding or documents must be known."""
     pad_id: int
     bidirectional: bool
     """Whether attention must be told what is padding: causal attention meets none before what it predicts."""
+    dtype: torch.dtype = torch.float32
+    """What attention computes in, which its mask of documents must have."""
 
     def micro_batch_ids(self, first_sample: int, index: int) -> np.ndarray:
         """Sample ids, int64 [B], of this rank's micro-batch `index` of the global batch that starts at `first_sample`."""
@@ -56,7 +60,9 @@ def step_batches(stream: SampleStream, place: BatchPlace, first_sample: int, num
     def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
         for index in range(num_microbatches):
             yield (
-                to_device(stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id, place.bidirectional)
+                to_device(
+                    stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id, place.bidirectional, place.dtype
+                )
                 if reads
                 else None
             )
@@ -80,19 +86,47 @@ def held_out_batches(
                 beyond = places >= num_samples
                 batch = stream.batch(np.where(beyond, 0, places * stream.num_samples // num_samples))
                 batch.loss_mask[beyond] = 0.0
-                yield to_device(batch, place.device, place.pad_id, place.bidirectional)
+                yield to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype)
             else:
                 yield None
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
 
-def to_device(batch: Batch, device: torch.device, pad_id: int, bidirectional: bool = False) -> DeviceBatch:
-    """`batch` on the device, with the positions of its tokens and, for bidirectional attention, what it must not see."""
+def to_device(
+    batch: Batch, device: torch.device, pad_id: int, bidirectional: bool = False, dtype: torch.dtype = torch.float32
+) -> DeviceBatch:
+    """`batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
     tokens, labels, loss_mask = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.labels, batch.loss_mask))
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     mask = padding_mask(batch.tokens, pad_id, device) if bidirectional else None
+    if batch.documents is not None:
+        documents = torch.from_numpy(batch.documents).to(device)
+        positions = document_positions(documents)
+        several = bool((batch.documents != batch.documents[:, :1]).any())
+        mask = document_mask(documents, not bidirectional, dtype) if several else None
     return DeviceBatch(tokens, labels, loss_mask, positions, mask, int((batch.labels != pad_id).sum()))
+
+
+def document_positions(documents_BS: torch.Tensor) -> torch.Tensor:
+    """int64 [B, S]: places of tokens counted anew from the first token of each document."""
+    places_S = torch.arange(documents_BS.shape[1], device=documents_BS.device)
+    begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
+    begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+    return places_S - (places_S * begins_BS).cummax(dim=1).values
+
+
+def document_mask(documents_BS: torch.Tensor, is_causal: bool, dtype: torch.dtype) -> torch.Tensor:
+    """[B, 1, S, S] to be added to attention's scores: 0 where a query may see a key, else minus infinity.
+
+    Added rather than boolean: kernels would make such a tensor of a boolean mask in every layer, and keep each of them.
+    Padding is a document of its own, so that every query sees a key, itself.
+    """
+    seen_BSS = documents_BS[:, :, None] == documents_BS[:, None, :]
+    if is_causal:
+        seen_BSS.tril_()
+    mask_BSS = torch.zeros(seen_BSS.shape, dtype=dtype, device=seen_BSS.device).masked_fill_(seen_BSS.logical_not_(), -math.inf)
+    return mask_BSS[:, None]
 
 
 def padding_mask(tokens: np.ndarray, pad_id: int, device: torch.device) -> torch.Tensor | None:

@@ -99,7 +99,7 @@ def _build_chunk(
     last: bool,
     vp_stage: int | None,
 ) -> Chunk:
-    use_te = use_transformer_engine(config.model, platform)
+    use_te = use_transformer_engine(config.model, platform, config.data.document_attention)
     if config.model.kind == "encoder":
         return Encoder(transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage)
     return Decoder(

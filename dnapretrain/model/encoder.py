@@ -118,7 +118,7 @@ class Encoder(LanguageModule):
         labels: torch.Tensor | None = None,
     ) -> Any:
         """Hidden states [S, B, H] of a stage that is not the last; else what `token_losses` gives for `labels`
-        [B, S], or, without labels, this rank's logits [B, S, V/TP]. `attention_mask`: bool [B, 1, 1, S], True at padding."""
+        [B, S], or, without labels, this rank's logits [B, S, V/TP]. `attention_mask`: see `DeviceBatch`."""
         hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
         rotary = None if self.rotary_pos_emb is None else self.rotary_pos_emb(positions_BS.shape[1])
         hidden_SBH = self.encoder(hidden_SBH, attention_mask, rotary_pos_emb=rotary)

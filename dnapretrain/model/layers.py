@@ -55,7 +55,7 @@ def mark_sequence_parallel(module: torch.nn.Module, value: bool) -> None:
 
 
 class SdpaAttention(torch.nn.Module):
-    """Softmax attention of one layer by torch's fused kernel; a mask is made only for keys that are padding.
+    """Softmax attention of one layer by torch's fused kernel; masked only for keys that are padding, or of another document.
 
     Stands where Megatron-core's `DotProductAttention` stands in the layer spec and takes its arguments.
     """
@@ -74,8 +74,13 @@ class SdpaAttention(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Context of shape [S, B, N*D]; `attention_mask` is None or bool [B, 1, 1, S], True where a key is padding."""
+        """Context of shape [S, B, N*D]; `attention_mask` is None, bool [B, 1, 1, S], True where a key is padding, or what is
+        added to the scores, [B, 1, S, S], causality included."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
+        mask = self.mask(query, attention_mask)
+        if mask is attention_mask is not None and key.shape[1] != query.shape[1]:
+            # What is added to the scores goes to CUDA's memory-efficient kernel, which has no grouped queries.
+            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
         dropout = self.config.attention_dropout if self.training else 0.0
         # Heads differ from rank to rank, so their dropout must too.
         with get_cuda_rng_tracker().fork() if dropout else nullcontext():
@@ -83,20 +88,22 @@ class SdpaAttention(torch.nn.Module):
                 query,
                 key,
                 value,
-                attn_mask=self.mask(query, attention_mask),
+                attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=self.is_causal,
+                is_causal=self.is_causal and mask is None,
                 enable_gqa=key.shape[1] != query.shape[1],
             )
         sequence, batch = query_SBND.shape[:2]
         return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """What the kernel is given: True where a query may see a key."""
+        """What the kernel is given: True where a query may see a key, or what is added to the scores."""
         del query_BNSD
-        if attention_mask is not None and self.is_causal:
-            raise ValueError("causal attention takes no mask: padding comes after what it could disturb")
-        return None if attention_mask is None else ~attention_mask
+        if attention_mask is None or attention_mask.is_floating_point():
+            return attention_mask
+        if self.is_causal:
+            raise ValueError("causal attention takes no mask of padding: it comes after what it could disturb")
+        return ~attention_mask
 
 
 class AlibiAttention(SdpaAttention):
@@ -107,7 +114,7 @@ class AlibiAttention(SdpaAttention):
         self._bias: torch.Tensor | None = None
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with padding keys at minus infinity."""
+        """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with what is not to be seen at minus infinity."""
         heads, sequence = query_BNSD.shape[1:3]
         known = self._bias
         if known is None or known.shape[-1] != sequence or known.dtype != query_BNSD.dtype or known.device != query_BNSD.device:
@@ -117,7 +124,9 @@ class AlibiAttention(SdpaAttention):
             first = self._tensor_parallel_rank() * heads
             known = (-slopes[first : first + heads, None, None] * distances_SS)[None].to(query_BNSD.dtype)
             self._bias = known
-        return known if attention_mask is None else known.masked_fill(attention_mask, -math.inf)
+        if attention_mask is None:
+            return known
+        return known + attention_mask if attention_mask.is_floating_point() else known.masked_fill(attention_mask, -math.inf)
 
     def _tensor_parallel_rank(self) -> int:
         from megatron.core import parallel_state

@@ -16,7 +16,8 @@ NUM_TOTALS = 5
 
 
 def forward_step(batches: Iterator[DeviceBatch | None], model: Any) -> tuple[torch.Tensor, LossFunction]:
-    """Run this stage on the next micro-batch; a decoder's middle stages get None and take their input from the stage before."""
+    """Run this stage on the next micro-batch; a decoder's middle stages take their input from the stage before and get None, unless
+    attention needs a mask."""
     batch = next(batches)
     if batch is None:
         return model(None, None, None), _no_loss

@@ -20,6 +20,8 @@ MEMORY_FORMULA = {
     "feed-forward 5 x ffn if gated, else 2 x ffn (over tp), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp, and the head. recompute=selective keeps all but attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
+    "document mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
+    "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
     "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer",
     "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 3 % of the rest for the allocator",
 }
@@ -74,7 +76,7 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size or 1
     chunk_layers = config.model.num_layers // (pp * vpp)
     in_flight = chunks_in_flight(pp, parallel.virtual_pipeline_model_parallel_size, pp_rank, config.num_microbatches(data_parallel_size))
-    kept = in_flight * chunk_layers * layer_activations(config, is_cuda)
+    kept = in_flight * (chunk_layers * layer_activations(config, is_cuda) + _document_mask(config))
     if pp_rank == 0:
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
@@ -98,7 +100,11 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         return size * residual_tokens * model.hidden_size
     query, key_value = attention_widths(model)
     attention = 2 * query + 2 * key_value  # the projection's result, of which the values are a part, and attention's result
-    if model.position_embedding_type == "rope":
+    if config.data.document_attention and model.query_groups < model.num_attention_heads:
+        # Keys and values repeated; the projection's result goes, unless queries that are not rotated are a part of it.
+        copied = model.position_embedding_type == "rope" or model.query_groups > 1
+        attention = 4 * query + (0 if copied else 2 * key_value)
+    elif model.position_embedding_type == "rope":
         attention += query + key_value
     elif 1 < model.query_groups < model.num_attention_heads:
         attention += query  # the queries of a group lie between keys and values of others: they are copied out
@@ -182,6 +188,14 @@ def _alibi_bias(config: RunConfig) -> int:
         return 0
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return heads * config.data.sequence_length**2 * _value_bytes(config)
+
+
+def _document_mask(config: RunConfig) -> int:
+    """Bytes of the mask that all layers of a chunk share; ALiBi adds it to its bias, which is what a layer then keeps."""
+    added = config.model.position_embedding_type == "alibi" and config.train.recompute == "none"
+    if not config.data.document_attention or added:
+        return 0
+    return config.train.micro_batch_size * config.data.sequence_length**2 * _value_bytes(config)
 
 
 def _sequence_parts(config: RunConfig) -> int:

@@ -11,9 +11,9 @@ from dnapretrain.errors import ConfigError
 from dnapretrain.parallel.platform import Platform
 
 
-def use_transformer_engine(model: ModelConfig, platform: Platform) -> bool:
+def use_transformer_engine(model: ModelConfig, platform: Platform, document_attention: bool = False) -> bool:
     """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
-    if model.transformer_impl == "torch":
+    if model.transformer_impl == "torch" or document_attention:  # where both are asked for, check_rules has refused
         return False
     missing = [] if platform.is_cuda else ["a CUDA device"]
     if not HAVE_TE:
@@ -25,15 +25,17 @@ def use_transformer_engine(model: ModelConfig, platform: Platform) -> bool:
     return not missing
 
 
-def active_paths(model: ModelConfig, precision: str, platform: Platform) -> dict[str, str]:
+def active_paths(model: ModelConfig, precision: str, platform: Platform, document_attention: bool = False) -> dict[str, str]:
     """Name of each part -> what it runs on, on this platform."""
-    te = use_transformer_engine(model, platform)
+    te = use_transformer_engine(model, platform, document_attention)
     if model.kind == "decoder":
         sight = "causal, no mask tensor"
     elif model.position_embedding_type == "alibi":
         sight = "both directions, ALiBi as a bias tensor"
     else:
         sight = "both directions, a mask only where a sample is padded"
+    if document_attention:
+        sight = f"{sight.partition(',')[0]}, within documents by a mask" + (" and ALiBi" if "ALiBi" in sight else "")
     return {
         "device": platform.name,
         "collectives": platform.backend,

@@ -145,6 +145,7 @@ def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlac
     stages: list[int | None] = list(range(virtual)) if virtual else [None]
     reads = tuple(
         config.is_masked
+        or config.data.document_attention
         or parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
         or parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
         for stage in stages
@@ -157,6 +158,7 @@ def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlac
         chunk_reads=reads,
         pad_id=pad_id,
         bidirectional=config.is_masked,
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
 
 
@@ -166,7 +168,7 @@ def _save_config(config: RunConfig) -> None:
 
 
 def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None) -> None:
-    paths = active_paths(config.model, config.train.precision, platform)
+    paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
     paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"

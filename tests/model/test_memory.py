@@ -18,6 +18,7 @@ def kept_bytes(env, store, tree, padded=False):
     import torch
 
     from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model.batches import document_mask
     from dnapretrain.model.build import build_chunks, wrap_for_precision
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups
@@ -42,6 +43,9 @@ def kept_bytes(env, store, tree, padded=False):
     mask = torch.zeros(shape[0], 1, 1, shape[1], dtype=torch.bool) if padded else None
     if padded:
         mask[..., -3:] = True
+    if config.data.document_attention:
+        documents = torch.arange(shape[1]).expand(shape) // 50
+        mask = document_mask(documents, not config.is_masked, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
     for attention in module.modules():
@@ -78,6 +82,7 @@ DNABERT2 = {
     "ffn_dropout": "inner",
     "untie_embeddings_and_output_weights": False,
 }
+DOCUMENTS = {"data.sampling": "packed", "data.document_attention": True}
 ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": "none", "hidden_dropout": 0.1}
 
 
@@ -98,6 +103,15 @@ ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": 
         (ENCODER, False, {}),
         ({**ENCODER, "num_query_groups": 2}, False, {}),
         (ENCODER, False, {"train.recompute": "full"}),
+        (DECODER, False, DOCUMENTS),
+        (DECODER, False, {**DOCUMENTS, "parallel.tp": 2}),
+        (DECODER, False, {**DOCUMENTS, "train.recompute": "full"}),
+        (DECODER, False, {**DOCUMENTS, "train.recompute": "selective"}),
+        (DNABERT2, False, DOCUMENTS),
+        (DNABERT2, False, {**DOCUMENTS, "train.recompute": "selective"}),
+        (ENCODER, False, DOCUMENTS),
+        ({**ENCODER, "num_query_groups": 2}, False, DOCUMENTS),
+        ({**ENCODER, "num_query_groups": None}, False, DOCUMENTS),
     ],
 )
 def test_activations_are_what_autograd_keeps(ranks, tiny_config, precision, model, padded, settings):

@@ -17,6 +17,10 @@ ambiguous bases) a span ends and behind it another begins, so no span holds toke
 chosen with mlm_probability p: so P(a token is predicted) = P(its span is chosen) = p, at every place. Whether it reads <mask>,
 random tokens or itself is decided once for the span; each random token is drawn by itself.
 
+Packed samples with data.document_attention: a token sees, and is predicted from, tokens of its own document only. A separator belongs
+to the document it begins: as a token it is what the first base of that document is predicted from, as a label (of the last
+token of the document before) it weighs nothing. So every base is a target once, as without, and no target crosses a document.
+
 Windows are cut in bases. Where tokens stand for different numbers of bases (Tokenizer.is_variable), a window has as many bases as
 its tokens would have as whole words, a last window may end anywhere, and bases that the tokens do not reach are cut and counted.
 
@@ -65,6 +69,8 @@ class Batch:
     loss_mask: NDArray[np.float32]
     """Weight of each label: 1 for bases, lowercase_weight if soft-masked (k-mer: the mean); 0 for ambiguous bases, <bos>, <eos> and
     <pad>, and in the masked objective for every token that is not chosen."""
+    documents: NDArray[np.int32] | None = None
+    """With data.document_attention, the number of each token's document within its sample, from 0; -1: padding."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class SampleStream:
         if ids.size:
             self._check_id(int(ids.min()))
             self._check_id(int(ids.max()))
-        return Batch(*self._filler.fill(ids))
+        return Batch(*self._filler.fill(ids, self._data.document_attention))
 
     def locate(self, sample_id: int) -> list[SampleLocus]:
         """What a sample reads, in reading order: one locus for windows, one or more when packed. Raises DataError for an id outside."""
@@ -357,6 +363,7 @@ class SampleStream:
             "seed": self._seed if self._training else None,
             **({"groups": [_array_digest(groups) for groups in self._groups if groups is not None]} if any_groups else {}),
             **({"masking": masking} if self._masked else {}),
+            **({"document_attention": True} if self._data.document_attention else {}),
         }
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
