@@ -217,7 +217,8 @@ void BpeEncoder::encode_word(Work &work) const {
             if (token >= 0) break;
             work.dead[static_cast<size_t>(at >> 6)] |= uint64_t{1} << (at & 63);
             last_dead = std::max(last_dead, at);
-            token = work.tokens.back();  // the merges are in order, so a word has tokens: never empty here
+            if (is_first) throw std::logic_error("no tokens spell a word of A, C, G and T");  // the merges are in order, so some always do
+            token = work.tokens.back();
             work.tokens.pop_back();
             at -= length_[static_cast<size_t>(token)];
         }

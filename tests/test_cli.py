@@ -24,6 +24,7 @@ SCRIPTS = [
     "corpus",
     "lint",
     "preprocess",
+    "merge",
     "haplotypes",
     "extract",
     "inspect_shard",
@@ -105,6 +106,8 @@ def test_what_is_given_is_what_preprocess_gets(tmp_path: Path, monkeypatch: pyte
         "include_bed": Path("i.bed"),
         "exclude_bed": Path("e.bed"),
         "on_error": "skip",
+        "restart": False,
+        "encoding": "ascii",
     }
 
 

@@ -49,14 +49,14 @@ def require(holds: object, what: str) -> None:
 
 def read_sequence(path: Path, policy: CutPolicy, block_bytes: int) -> Outcome | str:
     """Headers, counts, bases and documents, or the error, where the text comes in blocks of this size."""
-    usual = inputs._blocks
-    inputs._blocks = lambda *given: (block[at : at + block_bytes] for block in usual(*given) for at in range(0, len(block), block_bytes))
+    usual = inputs._sniff
+    inputs._sniff = lambda blocks: usual(block[at : at + block_bytes] for block in blocks for at in range(0, len(block), block_bytes))
     try:
         blocks = list(FastaFile(path, policy).blocks())
     except DnaPretrainError as error:
         return str(error)
     finally:
-        inputs._blocks = usual
+        inputs._sniff = usual
     headers = [header for block in blocks for header in block.headers]
     documents = [document for block in blocks for document in block.documents.tolist()]
     counts = [count for block in blocks for count in block.counts.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,26 +106,35 @@ class FastaFile:
         return _core.FastaScanner(self._policy.min_n_run, self._policy.min_length, self._policy.max_length)
 
     def _check_names(self, scanner: _core.FastaScanner) -> None:
-        """Raise DataError where a name stands for two records. The scanner keeps fingerprints alone: a second pass finds the first one."""
+        """Raise DataError where a name stands for two records."""
         while len(scanner.repeats) > self._cleared:
             name, line = scanner.repeats[self._cleared]
-            again = self._scanner()
-            again.watch(name)
-            with open_source(self.path) as source:
-                for text in source.text:
-                    again.feed(text)
-                    again.take()
-                    if again.watched_line:
-                        break
-            if again.watched_line != line:
-                raise DataError(
-                    f"{self.path}: {place(line, name.encode())}: this name was used at line {again.watched_line} already. "
-                    "Rename one of the two records"
-                )
+            first = first_line_of(self.path, name)
+            if first != line:
+                raise DataError(f"{self.path}: {place(line, name.encode())}: {used_twice(first)}")
             self._cleared += 1
 
     def _opened(self, file: DigestedFile) -> None:
         self._file = file
+
+
+def first_line_of(path: Path, name: str) -> int:
+    """Line of the first record of this name, by reading the file again: a scanner keeps fingerprints of names alone."""
+    scanner = _core.FastaScanner(1, 1, MAX_DOCUMENT)
+    scanner.watch(name)
+    with open_source(path) as source:
+        for text in source.text:
+            with suppress(ValueError):  # of a later line of this block
+                scanner.feed(text)
+                scanner.take()
+            if scanner.watched_line:
+                break
+    return int(scanner.watched_line)
+
+
+def used_twice(line: int) -> str:
+    """What is wrong with the name of a record that another one had at this line."""
+    return f"this name was used at line {line} already. Rename one of the two records"
 
 
 def _take(scanner: _core.FastaScanner) -> Block:

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from dnapretrain import _core
 from dnapretrain.data.formats.fasta import MAX_DOCUMENT, CutPolicy
 from dnapretrain.data.shards.lint_scan import WHOLE
+from dnapretrain.data.shards.scan import ALL_LOWER_PER_MILLE
 from dnapretrain.data.shards.selection import Selection, cut, equal_parts
 
-ALL_LOWER_PER_MILLE = 999
-"""As in preprocess: more lower-case letters than this, of a thousand, and lower case is no mask."""
 MAX_BOTH_STRANDS = 1 << 28
 """Bases of the longest record that is held to be read on the other strand too."""
 SHORT = 20

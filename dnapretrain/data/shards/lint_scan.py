@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dnapretrain import _core
 from dnapretrain.data.formats.compression import DigestedFile, PackedError
-from dnapretrain.data.formats.fasta import CutPolicy
+from dnapretrain.data.formats.fasta import CutPolicy, first_line_of, used_twice
 from dnapretrain.data.formats.inputs import open_source
 
 WHOLE = 1 << 62
@@ -23,6 +23,8 @@ MAX_HELD = 2 << 20
 """Bytes of a header line that wait for their end; longer ones are errors anyway."""
 PLACE = re.compile(r"(?:line (\d+)(?:, )?)?(?:record '([^']*)')?:? ?(.*)", re.DOTALL)
 USED_TWICE = "this name was used"
+MAX_FIRST_LINES = 20
+"""Names used twice for which the line of the first is looked up: each takes a pass over the file."""
 TOTAL = _core.RECORD_COUNTS.index("total")
 PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
 
@@ -80,7 +82,7 @@ class FileScan:
 
     def read(self, policy: CutPolicy, consumer: OnRecords) -> None:
         """Read all of the file; mistakes are kept, none is raised."""
-        feeder = _Feeder(policy, consumer, self.mistakes)
+        feeder = _Feeder(self.path, policy, consumer, self.mistakes)
         try:
             self.compression = _packing(self.path)
             with open_source(self.path, opened=self._opened) as source:
@@ -131,7 +133,8 @@ class _Feeder:
     Behind the first mistake records are read one by one, each by a scanner of its own, so that each has its mistake.
     """
 
-    def __init__(self, policy: CutPolicy, consumer: OnRecords, mistakes: list[Mistake]) -> None:
+    def __init__(self, path: Path, policy: CutPolicy, consumer: OnRecords, mistakes: list[Mistake]) -> None:
+        self._path = path
         self.consumer = consumer
         self._mistakes = mistakes
         self._asked: _core.FastaScanner | None = _core.FastaScanner(policy.min_n_run, policy.min_length, policy.max_length)
@@ -141,6 +144,7 @@ class _Feeder:
         self._is_skipping = False
         self._line = 1
         self._line_of: dict[str, int | None] = {}
+        self._repeats = 0
 
     @property
     def line(self) -> int:
@@ -176,6 +180,7 @@ class _Feeder:
             return self._recover(text, mistake, before)
         self._take_asked(self._asked)
         self._take()
+        self._check_names()
         self._at_line_start = text.endswith(b"\n") if text else self._at_line_start
 
     def finish(self) -> None:
@@ -189,41 +194,49 @@ class _Feeder:
         except ValueError as error:
             self._note(_placed(str(error), 1))
         self._take()
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Note names that stand for two records: each of the first few by a second pass that finds the other one."""
+        for name, line in self._whole.repeats[self._repeats :]:
+            self._repeats += 1
+            if self._repeats > MAX_FIRST_LINES:
+                self._note(Mistake(f"{USED_TWICE} before. Rename one of the two records", line, name))
+            elif (first := first_line_of(self._path, name)) != line:
+                self._note(Mistake(used_twice(first), line, name))
 
     def _recover(self, text: bytes, mistake: Mistake, line: int) -> None:
-        """Go on behind the first mistake: with the record of which only the name is wrong, or with the next one."""
+        """Go on behind the first mistake, with the next record."""
         self._line_of = dict.fromkeys(self.consumer.names)
         at, self._line = 0, mistake.line or line
         for _ in range(self._line - line):
             at = text.find(b"\n", at) + 1
-        is_only_name = mistake.message.startswith(USED_TWICE)
-        following = at if is_only_name else text.find(b"\n>", at) + 1 or len(text)
+        following = text.find(b"\n>", at) + 1 or len(text)
         self._line += text.count(b"\n", at, following)
         self._is_skipping = True
         self._at_line_start = text[:following].endswith(b"\n") if following else self._at_line_start
-        self._feed_records(text[following:], is_only_name)
+        self._feed_records(text[following:])
 
-    def _feed_records(self, text: bytes, is_noted: bool = False) -> None:
+    def _feed_records(self, text: bytes) -> None:
         at = 0
         while at < len(text):
             end = text.find(b"\n>", at) + 1 or len(text)
             piece = text[at:end]
             if self._at_line_start and piece.startswith(b">"):
                 self._close()
-                self._open(piece, is_noted)
-                is_noted = False
+                self._open(piece)
             if not self._is_skipping:
                 self._try(piece)
             self._line += piece.count(b"\n")
             self._at_line_start = piece.endswith(b"\n")
             at = end
 
-    def _open(self, piece: bytes, is_noted: bool) -> None:
+    def _open(self, piece: bytes) -> None:
         self._whole = _core.FastaScanner(WHOLE, 1, WHOLE)
         self._first_line, self._is_skipping = self._line, False
         words = piece[1:].split(b"\n", 1)[0].split(maxsplit=1)
         name = words[0].decode("ascii", "backslashreplace") if words else ""
-        if name in self._line_of and not is_noted:
+        if name in self._line_of:
             earlier = self._line_of[name]
             where = "before the first mistake" if earlier is None else f"at line {earlier}"
             self._note(Mistake(f"{USED_TWICE} {where} already. Rename one of the two records", self._line, name))
