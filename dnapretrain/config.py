@@ -386,6 +386,9 @@ class TrainConfig(Section):
     rampup_batch_size: tuple[int, int, int] | None = None
     """[start, increment, samples]: begin with batches of `start` samples and add `increment` at even distances over the first
     `samples` samples, up to global_batch_size. Numbers of steps stay steps; the schedule between them runs in samples."""
+    loss: Literal["token", "nucleotide"] = "token"
+    """What a target costs, next token or masked. token: cross-entropy of the whole token. nucleotide, for tokenizer.kind=kmer and
+    generator: each base of a k-mer by its marginal probability (GENERator v2's factorised nucleotide supervision), in nats per base."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 keeps fp32 main weights, gradients and optimizer state."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -480,6 +483,11 @@ class RunConfig(Section):
     def is_masked(self) -> bool:
         """True for the masked objective, False for next-token prediction."""
         return self.model.kind == "encoder"
+
+    @property
+    def bases_per_loss(self) -> int:
+        """Bases that the loss of one target is counted over: those of a token, or 1 where the loss is per base."""
+        return 1 if self.train.loss == "nucleotide" else self.tokenizer.bases_per_token
 
     @property
     def max_positions(self) -> int:

@@ -166,7 +166,13 @@ def _check_tokenizer(config: RunConfig) -> None:
 
 
 def _check_objective(config: RunConfig) -> None:
-    model, masking = config.model, config.data.masking
+    model, masking, tokenizer = config.model, config.data.masking, config.tokenizer
+    if config.train.loss == "nucleotide" and (tokenizer.is_variable or tokenizer.bases_per_token == 1):
+        has = "one base per token" if tokenizer.bases_per_token == 1 else "tokens of different lengths"
+        raise ConfigError(
+            f"train.loss=nucleotide counts the bases of k-mers; tokenizer.kind={tokenizer.kind} has {has}. "
+            "Set train.loss=token, or tokenizer.kind=kmer (k of at least 2) or generator."
+        )
     if model.kind == "decoder":
         for name, only in DECODER_HAS.items():
             if getattr(model, name) != only:

@@ -14,6 +14,8 @@ from dnapretrain.errors import ConfigError
 WEIGHTS = {
     "generator-1.2b": 1_162_061_824,
     "generator-3b": 2_998_262_784,
+    "generator-v2-1.2b": 1_162_061_824,
+    "generator-v2-3b": 2_998_262_784,
     # The published files of NT v1 hold a contact head of layers x heads + 1 weights beside the language model.
     "nt-v1-500m-human-ref": 485_699_306 - (24 * 20 + 1),
     "nt-v1-500m-1000g": 485_699_306 - (24 * 20 + 1),
@@ -55,6 +57,7 @@ def test_the_header_names_sources_and_what_is_open(name):
     ("name", "tokens", "steps"),
     [
         ("generator-1.2b", 2_097_152, 386e9 / 2_097_152),
+        ("generator-v2-3b", 2_097_152, 422e9 / 2_097_152),
         ("nt-v1-2.5b-1000g", 1_024_000, 300e9 / 1_024_000),
         ("nt-v2-50m", 1_048_576, 300e9 / 1_048_576),
         ("nt-v2-250m", 1_048_576, 1e12 / 1_048_576),
@@ -102,6 +105,11 @@ def test_what_differs_between_siblings():
         assert load_config(name).data.masking.mlm_probability == 0.15
     assert load_config("dnabert2-117m").model.hidden_dropout == 0.1
     assert load_config("aido-dna-7b").model.head_dim == 136
+    for size in ("1.2b", "3b"):
+        first, second = load_config(f"generator-{size}"), load_config(f"generator-v2-{size}")
+        assert (first.train.loss, second.train.loss) == ("token", "nucleotide")
+        assert (second.model, second.tokenizer, second.data, second.optim) == (first.model, first.tokenizer, first.data, first.optim)
+        assert (first.bases_per_loss, second.bases_per_loss) == (6, 1)
 
 
 def test_a_file_builds_on_a_recipe(tmp_path):

@@ -114,7 +114,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             print(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
         else:
             for name, result in results.items():
-                print(f"{name}: loss {result.loss:.4f}, {result.bits_per_base:.4f} bits per base over {result.num_targets:,} tokens")
+                marginal = result.marginal_bits_per_base
+                by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
+                bits = f"{result.bits_per_base:.4f} bits per base{by_marginals}"
+                print(f"{name}: loss {result.loss:.4f}, {bits} over {result.num_targets:,} tokens")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Loss on a held-out set, in nats per token and bits per base, under any layout."""
+"""Loss on a held-out set, in nats and in bits per base, under any layout."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ class HeldOutLoss:
     """The loss over one held-out set."""
 
     loss: float
-    """Nats per target token."""
+    """Nats per target token; with train.loss=nucleotide per base."""
     bits_per_base: float
+    """The loss in bits. With train.loss=token the bases of a k-mer are one event, and share its cost."""
     accuracy: float
     """Share of targets whose likeliest token is the right one, weighted as the loss."""
     num_targets: int
     """Tokens predicted: those with a loss weight above 0."""
     num_samples: int
+    marginal_bits_per_base: float | None
+    """Of k-mer models, whatever they were trained with: each base of a word by its marginal probability (`base_bits`), over the targets
+    that are words; None where there is none. Uniform over bases reads exactly 2. Leaves out what the bases of a token tell of each
+    other, so it is usually above the `bits_per_base` of train.loss=token."""
 
 
 @torch.no_grad()
 def held_out_loss(
-    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, bases_per_token: int, max_samples: int | None = None
+    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, bases_per_loss: int, max_samples: int | None = None
 ) -> HeldOutLoss:
     """Mean loss over `max_samples` samples spread evenly over `stream` (default: all), each scored once; equal on every rank."""
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
@@ -61,11 +66,17 @@ def held_out_loss(
             totals += report
     for chunk in chunks:
         chunk.train()
-    loss_sum, weight_sum, num_targets, correct_sum, _ = sum_over_data_parallel(totals).tolist()
+    loss_sum, weight_sum, num_targets, correct_sum, _, bits_sum, words_sum = sum_over_data_parallel(totals).tolist()
     if weight_sum == 0:
         raise DataError(
             f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
         )
     loss = loss_sum / weight_sum
-    bits = loss * math.log2(math.e) / bases_per_token
-    return HeldOutLoss(loss, bits, correct_sum / weight_sum, int(num_targets), num_samples)
+    return HeldOutLoss(
+        loss=loss,
+        bits_per_base=loss * math.log2(math.e) / bases_per_loss,
+        accuracy=correct_sum / weight_sum,
+        num_targets=int(num_targets),
+        num_samples=num_samples,
+        marginal_bits_per_base=bits_sum / words_sum if words_sum else None,
+    )

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
 from dnapretrain.data.tokens.tokenizers import Tokenizer
+from dnapretrain.model.cross_entropy import token_loss
 from dnapretrain.model.decoder import Decoder, decoder_spec
 from dnapretrain.model.encoder import Encoder
 from dnapretrain.model.layers import NORM_KEYS
@@ -101,10 +102,12 @@ def _build_chunk(
 ) -> Chunk:
     use_te = use_transformer_engine(config.model, platform, config.data.document_attention)
     if config.model.kind == "encoder":
-        return Encoder(transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage)
+        return Encoder(
+            transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage, token_loss(config, tokenizer)
+        )
     return Decoder(
         transformer_config,
-        real_vocab_size=tokenizer.vocab_size,
+        token_loss=token_loss(config, tokenizer),
         transformer_layer_spec=decoder_spec(transformer_config, use_te, vp_stage),
         vocab_size=padded_vocab_size(tokenizer.vocab_size),
         max_sequence_length=config.max_positions,

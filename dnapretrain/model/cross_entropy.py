@@ -1,30 +1,56 @@
-"""Cross-entropy over a vocabulary that is spread over tensor-parallel ranks and padded at its end.
+"""The loss of each token, over a vocabulary that is spread over tensor-parallel ranks and padded at its end.
 
 Shape suffixes: S sequence, B batch, V this rank's share of the padded vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
+from dnapretrain.config import RunConfig
+from dnapretrain.data.tokens.tokenizers import Tokenizer
+from dnapretrain.model.nucleotide_loss import KmerRows, base_bits, kmer_rows, nucleotide_losses
 
-def token_losses(
-    logits_SBV: torch.Tensor, labels_BS: torch.Tensor, real_vocab_size: int, tp_group: dist.ProcessGroup
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss in nats [B, S], whether the likeliest token is the label [B, S]); padding rows never enter the softmax.
 
-    Changes the logits in place.
-    """
-    width = logits_SBV.shape[-1]
-    first_padding = real_vocab_size - tp_group.rank() * width
-    if first_padding < width:
-        logits_SBV[..., max(first_padding, 0) :] = torch.finfo(logits_SBV.dtype).min
-    labels_SB = labels_BS.transpose(0, 1).contiguous()
-    correct_SB = _likeliest(logits_SBV.detach(), tp_group) == labels_SB
-    losses_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB)
-    return losses_SB.transpose(0, 1).contiguous(), correct_SB.transpose(0, 1)
+@dataclass(frozen=True)
+class TokenLoss:
+    """What the last stage makes of its logits."""
+
+    real_vocab_size: int
+    kmers: KmerRows | None
+    """The words of a k-mer vocabulary."""
+    by_base: bool
+    """train.loss=nucleotide: the loss of k-mers counts their bases; else it is the cross-entropy of tokens."""
+
+    def __call__(
+        self, logits_SBV: torch.Tensor, labels_BS: torch.Tensor, tp_group: dist.ProcessGroup, training: bool
+    ) -> tuple[torch.Tensor, ...]:
+        """(loss in nats [B, S], whether the likeliest token is the label [B, S]); padding rows never enter the softmax.
+
+        Of a k-mer model that is not training also what `base_bits` gives: bits per base, and whether the label is a word, both [B, S].
+        Changes the logits in place.
+        """
+        width = logits_SBV.shape[-1]
+        first_padding = self.real_vocab_size - tp_group.rank() * width
+        if first_padding < width:
+            logits_SBV[..., max(first_padding, 0) :] = torch.finfo(logits_SBV.dtype).min
+        labels_SB = labels_BS.transpose(0, 1).contiguous()
+        correct_SB = _likeliest(logits_SBV.detach(), tp_group) == labels_SB
+        metric = base_bits(logits_SBV, labels_SB, self.kmers, tp_group) if self.kmers and not training else ()
+        if self.by_base and self.kmers:
+            losses_SB = nucleotide_losses(logits_SBV, labels_SB, self.kmers, tp_group)
+        else:
+            losses_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB)
+        return losses_SB.transpose(0, 1).contiguous(), *(values_SB.transpose(0, 1) for values_SB in (correct_SB, *metric))
+
+
+def token_loss(config: RunConfig, tokenizer: Tokenizer) -> TokenLoss:
+    """The loss that `train.loss` asks for."""
+    return TokenLoss(tokenizer.vocab_size, kmer_rows(tokenizer), config.train.loss == "nucleotide")
 
 
 def _likeliest(logits_SBV: torch.Tensor, tp_group: dist.ProcessGroup) -> torch.Tensor:
@@ -32,7 +58,9 @@ def _likeliest(logits_SBV: torch.Tensor, tp_group: dist.ProcessGroup) -> torch.T
     largest_SB, ids_SB = logits_SBV.max(dim=-1)
     if tp_group.size() > 1:
         ids_SB = ids_SB + tp_group.rank() * logits_SBV.shape[-1]
-        of_all_SB = largest_SB.float()
+        of_all_SB = largest_SB.to(
+            torch.float32, copy=True
+        )  # its own memory, else every rank's own largest would look like the largest of all
         dist.all_reduce(of_all_SB, op=dist.ReduceOp.MAX, group=tp_group)
         ids_SB = ids_SB.masked_fill(largest_SB.float() < of_all_SB, torch.iinfo(ids_SB.dtype).max)
         dist.all_reduce(ids_SB, op=dist.ReduceOp.MIN, group=tp_group)

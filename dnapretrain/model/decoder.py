@@ -11,25 +11,25 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dnapretrain.model.cross_entropy import token_losses
+from dnapretrain.model.cross_entropy import TokenLoss
 from dnapretrain.model.layers import RMSNorm, SdpaAttention
 
 
 class Decoder(GPTModel):
-    """GPTModel whose logits beyond `real_vocab_size` never enter the softmax."""
+    """GPTModel with a loss of ours: logits beyond the real vocabulary never enter the softmax."""
 
-    def __init__(self, config: TransformerConfig, *, real_vocab_size: int, **arguments: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, token_loss: TokenLoss, **arguments: Any) -> None:
         super().__init__(config, **arguments)
-        self.real_vocab_size = real_vocab_size
+        self.token_loss = token_loss
 
     @property
     def block(self) -> Any:
         """The transformer layers of this chunk."""
         return self.decoder
 
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What GPTModel returns for labels [B, S] and this rank's logits [S, B, V/TP]: see `token_losses`."""
-        return token_losses(logits, labels, self.real_vocab_size, self.tp_group)
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What GPTModel returns for labels [B, S] and this rank's logits [S, B, V/TP]: see `TokenLoss`."""
+        return self.token_loss(logits, labels, self.tp_group, self.training)
 
 
 def decoder_spec(config: TransformerConfig, use_te: bool, vp_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:

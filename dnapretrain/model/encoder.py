@@ -33,7 +33,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.data.tokens.tokenizers import Tokenizer
-from dnapretrain.model.cross_entropy import token_losses
+from dnapretrain.model.cross_entropy import TokenLoss
 from dnapretrain.model.layers import (
     NORM_KEYS,
     AddResidual,
@@ -61,10 +61,11 @@ class Encoder(LanguageModule):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
+        token_loss: TokenLoss,
     ) -> None:
         super().__init__(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
         self.tp_group = self.pg_collection.tp
-        self.real_vocab_size = tokenizer.vocab_size
+        self.token_loss = token_loss
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.untie_embeddings_and_output_weights
         self.model_type = ModelType.encoder_or_decoder  # Megatron's schedules ask for it
@@ -117,7 +118,7 @@ class Encoder(LanguageModule):
         attention_mask: torch.Tensor | None,
         labels: torch.Tensor | None = None,
     ) -> Any:
-        """Hidden states [S, B, H] of a stage that is not the last; else what `token_losses` gives for `labels`
+        """Hidden states [S, B, H] of a stage that is not the last; else what `TokenLoss` gives for `labels`
         [B, S], or, without labels, this rank's logits [B, S, V/TP]. `attention_mask`: see `DeviceBatch`."""
         hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
         rotary = None if self.rotary_pos_emb is None else self.rotary_pos_emb(positions_BS.shape[1])
@@ -128,7 +129,7 @@ class Encoder(LanguageModule):
         logits_SBV, _ = self.output_layer(self.lm_head(hidden_SBH), weight=weight)
         if labels is None:
             return logits_SBV.transpose(0, 1).contiguous()
-        return token_losses(logits_SBV, labels, self.real_vocab_size, self.tp_group)
+        return self.token_loss(logits_SBV, labels, self.tp_group, self.training)
 
 
 class EncoderEmbedding(MegatronModule):

@@ -18,7 +18,8 @@ MEMORY_FORMULA = {
     "activations": "what autograd keeps per token and layer, e bytes each value: norms 4 x hidden (inputs, outputs; over tp with sequence "
     "parallelism), queries, keys and values, rotated once more, and attention's output (over tp, nothing of sequence^2 but ALiBi's bias), "
     "feed-forward 5 x ffn if gated, else 2 x ffn (over tp), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
-    "vocabulary row over tp, and the head. recompute=selective keeps all but attention's statistics; full keeps each layer's input. "
+    "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
+    "attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
     "document mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
     "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
@@ -142,7 +143,8 @@ def _head_activations(config: RunConfig, vocab_size: int, is_cuda: bool) -> int:
     if model.kind == "encoder":
         per_token += 2 * size * model.hidden_size + _norm_input(config, is_cuda)
     softmax = 4 * padded_vocab_size(vocab_size) // config.parallel.tensor_model_parallel_size
-    return tokens // _sequence_parts(config) * per_token + tokens * (softmax + 9)
+    by_base = 16 * config.tokenizer.bases_per_token + 4 if config.train.loss == "nucleotide" else 0
+    return tokens // _sequence_parts(config) * per_token + tokens * (softmax + 9 + by_base)
 
 
 def _working(config: RunConfig, vocab_size: int, pp_rank: int) -> int:

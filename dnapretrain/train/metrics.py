@@ -19,7 +19,7 @@ class StepReport:
 
     step: int
     loss: float
-    """Nats per target token, weighted by the loss mask."""
+    """Nats per target token, weighted by the loss mask; with train.loss=nucleotide per base."""
     bits_per_base: float
     accuracy: float
     """Share of targets whose likeliest token is the right one, weighted as the loss."""
@@ -36,9 +36,9 @@ class StepReport:
     seconds: float
 
 
-def bits_per_base(loss: float, bases_per_token: int) -> float:
-    """`loss` in nats per token as bits per base: log2(e) x loss / bases per token; uniform over bases reads 2."""
-    return loss * math.log2(math.e) / bases_per_token
+def bits_per_base(loss: float, bases_per_loss: int) -> float:
+    """`loss` in nats per so many bases as bits per base: log2(e) x loss / bases; uniform over bases reads 2."""
+    return loss * math.log2(math.e) / bases_per_loss
 
 
 def peak_of_rank(log: LogConfig, device_name: str) -> tuple[float | None, str]:
@@ -89,8 +89,10 @@ class RunLog:
     def evaluation(self, name: str, step: int, consumed_tokens: int, result: dict[str, Any], seconds: float) -> None:
         """Record and print the loss on one held-out set."""
         self.write("eval", set=name, step=step, consumed_tokens=consumed_tokens, **result, seconds=seconds)
+        marginal = result["marginal_bits_per_base"]
+        by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
         self.say(
-            f"eval {name} at step {step} | loss {result['loss']:.4f} | {self.unit} {result['bits_per_base']:.4f} | "
+            f"eval {name} at step {step} | loss {result['loss']:.4f} | {self.unit} {result['bits_per_base']:.4f}{by_marginals} | "
             f"accuracy {result['accuracy']:.3f} | "
             f"{result['num_targets']:,} tokens predicted in {result['num_samples']:,} samples | {seconds:.1f} s"
         )

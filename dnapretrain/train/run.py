@@ -109,7 +109,7 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
                 data.held_out[name],
                 batch_place(config, platform, data.tokenizer.pad_id),
                 config.data.sequence_length,
-                data.tokenizer.bases_per_token,
+                config.bases_per_loss,
             )
             for name in names or tuple(data.held_out)
         }

@@ -88,7 +88,7 @@ class Trainer:
         totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=self.place.device)
         for report in reports:
             totals += report
-        loss_sum, weight_sum, num_targets, correct_sum, num_tokens = sum_over_data_parallel(totals).tolist()
+        loss_sum, weight_sum, num_targets, correct_sum, num_tokens, *_ = sum_over_data_parallel(totals).tolist()
         loss = loss_sum / max(weight_sum, 1e-30)
         self.position = RunPosition(
             step=self.position.step + 1,
@@ -99,7 +99,7 @@ class Trainer:
         return StepReport(
             step=self.position.step,
             loss=loss,
-            bits_per_base=bits_per_base(loss, self.bases_per_token),
+            bits_per_base=bits_per_base(loss, self.config.bases_per_loss),
             accuracy=correct_sum / max(weight_sum, 1e-30),
             grad_norm=grad_norm,
             lr=lr,
@@ -143,7 +143,9 @@ class Trainer:
         results = {}
         for name, stream in self.held_out.items():
             started = time.perf_counter()
-            result = held_out_loss(self.chunks, stream, self.place, self.config.data.sequence_length, self.bases_per_token, max_samples)
+            result = held_out_loss(
+                self.chunks, stream, self.place, self.config.data.sequence_length, self.config.bases_per_loss, max_samples
+            )
             seconds = time.perf_counter() - started
             results[name] = result
             self.log.evaluation(name, self.position.step, self.position.consumed_tokens, result.__dict__, seconds)

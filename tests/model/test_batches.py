@@ -62,4 +62,7 @@ def test_weighted_loss_counts_targets_and_weights():
     loss_sum, targets, report = weighted_loss(mask, 7, (losses, correct))
     assert loss_sum.item() == pytest.approx(1.0 + 0.4 + 8.0)
     assert targets.item() == 3 and targets.dtype == torch.int
-    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0, 7.0])
+    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0, 7.0, 0.0, 0.0])
+    bits, is_word = torch.tensor([[1.5, 5.0], [3.0, 7.0]]), torch.tensor([[True, True], [True, False]])
+    *_, report = weighted_loss(mask, 7, (losses, correct, bits, is_word))
+    assert report.tolist() == pytest.approx([9.4, 2.1, 3.0, 2.0, 7.0, 1.5 + 0.3, 1.1])

@@ -94,6 +94,7 @@ ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": 
         (DECODER, False, {"train.recompute": "selective"}),
         (DECODER, False, {"train.recompute": "full"}),
         (DECODER, False, {"tokenizer.kind": "kmer", "tokenizer.k": 5, "train.micro_batch_size": 1}),
+        (DECODER, False, {"tokenizer.kind": "kmer", "tokenizer.k": 3, "train.loss": "nucleotide", "train.micro_batch_size": 1}),
         (DECODER, False, {"parallel.tp": 2}),
         (DECODER, False, {"parallel.tp": 2, "parallel.sequence_parallel": True}),
         (NT_V1, False, {}),
