@@ -251,6 +251,15 @@ Array<int64_t> encode_variable(const VariableEncoder &encoder, const Array<uint8
     return Array<int64_t>(static_cast<int64_t>(ids.size()), ids.data());
 }
 
+Lengths keep_lengths(const Array<int64_t> &lengths) {
+    const int64_t count = item_count(lengths, "lengths");
+    const std::shared_ptr<const void> owner(new Array<int64_t>(lengths), [](const void *array) {
+        const py::gil_scoped_acquire acquire;
+        delete static_cast<const Array<int64_t> *>(array);
+    });
+    return {lengths.data(), count, owner};
+}
+
 std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool packed, bool shuffle, bool add_bos, bool random_phase,
                                         int64_t sequence_length, int64_t k, int64_t stride, int64_t min_length, double reverse_complement,
                                         uint64_t seed, uint64_t source, bool masked, bool add_eos, bool variable, int64_t window,
@@ -272,7 +281,7 @@ std::shared_ptr<SampleIndex> make_index(const Array<int64_t> &lengths, bool pack
     rules.variable = variable;
     rules.window = window;
     rules.jitter = jitter;
-    return std::make_shared<SampleIndex>(to_vector(lengths, "lengths"), rules, groups ? to_vector(*groups, "groups") : std::vector<int64_t>{});
+    return std::make_shared<SampleIndex>(keep_lengths(lengths), rules, groups ? to_vector(*groups, "groups") : std::vector<int64_t>{});
 }
 
 py::tuple resolve(const SampleIndex &index, int64_t draw) {
@@ -348,7 +357,11 @@ void bind_samples(py::module_ &module) {
              py::arg("groups") = py::none())
         .def_property_readonly("num_samples", &SampleIndex::num_samples)
         .def("coverage", &coverage)
-        .def("used_segments", [](const SampleIndex &index) { return py::array_t<int64_t>(py::cast(index.used_segments())); })
+        .def("used_segments",
+             [](const SampleIndex &index) {
+                 const std::vector<int64_t> used = index.used_segments();
+                 return Array<int64_t>(static_cast<int64_t>(used.size()), used.data());
+             })
         .def("resolve", &resolve, py::arg("draw"));
 
     py::class_<BatchFiller>(module, "BatchFiller")

@@ -295,6 +295,13 @@ struct Coverage {
     int64_t used = 0, short_segments = 0, short_tails = 0, gaps = 0, remainders = 0;
 };
 
+// Bases of each segment, where their owner keeps them: ten million are not copied.
+struct Lengths {
+    const int64_t *data;
+    int64_t count;
+    std::shared_ptr<const void> owner;
+};
+
 // Draw n of one source -> epoch and runs. A pure function of (lengths, rules, groups, n).
 //
 // Windows are cut from stretches of window + jitter bases, `stride` apart, from the begin of a segment on: at a keyed offset
@@ -303,10 +310,10 @@ struct Coverage {
 // segments of a group follow each other in their order.
 class SampleIndex {
 public:
-    SampleIndex(std::vector<int64_t> lengths, const CutRules &rules, const std::vector<int64_t> &groups = {});
+    SampleIndex(Lengths lengths, const CutRules &rules, const std::vector<int64_t> &groups = {});
     int64_t num_samples() const { return num_samples_; }  // of one epoch
-    int64_t num_segments() const { return static_cast<int64_t>(lengths_.size()); }
-    int64_t length(int64_t segment) const { return lengths_[static_cast<size_t>(segment)]; }
+    int64_t num_segments() const { return lengths_.count; }
+    int64_t length(int64_t segment) const { return lengths_.data[segment]; }
     const CutRules &rules() const { return rules_; }
     const Coverage &coverage() const { return coverage_; }
     std::vector<int64_t> used_segments() const;
@@ -320,9 +327,20 @@ private:
         PrefixTable groups;  // place of a group in the order of this epoch -> its slots; empty where segments are permuted
         PrefixTable tokens;  // slot -> tokens, separator included
     };
+    static constexpr int64_t kWindowBlock = 32;  // segments
+    struct WindowCut {  // windows of a segment, and where its bases went
+        int64_t windows = 0, full = 0, used = 0, gaps = 0, left = 0, remainder = 0;
+    };
+    struct WindowRule {  // bases; `full`: segments at least so long have a full stretch
+        int64_t stride, unit, needed, window, stretch, full;
+        bool random_phase;
+    };
     void build_windows();
     void build_packed(const std::vector<int64_t> &groups);
-    int64_t window_count(int64_t length);
+    static WindowCut cut_windows(const WindowRule &rule, int64_t length);
+    int64_t first_window(int64_t segment) const;  // its number among those of all segments
+    int64_t num_packed() const { return takes_all_ ? num_segments() : static_cast<int64_t>(packed_.size()); }
+    int64_t packed_segment(int64_t place) const { return takes_all_ ? place : packed_[static_cast<size_t>(place)]; }
     void resolve_window(int64_t draw, int64_t j, Sample &sample) const;
     void resolve_packed(int64_t j, Sample &sample) const;
     int64_t draw_of(int64_t j, int64_t epoch) const;
@@ -337,15 +355,17 @@ private:
     int64_t phase(int64_t draw) const;
     int64_t jitter(int64_t draw, int64_t room) const;
 
-    std::vector<int64_t> lengths_;
+    Lengths lengths_;
     CutRules rules_;
+    WindowRule window_rule_{};
     Coverage coverage_;
     int64_t num_samples_ = 0;
     int64_t content_ = 0;              // bases that a window reads at most
     int64_t window_ = 0;               // bases of a window: those, and what a phase leaves out
-    PrefixTable windows_;              // segment -> its windows
-    std::vector<int64_t> packed_;      // segments that are long enough
-    PrefixTable groups_;               // group -> its segments in packed_; empty where segments are permuted
+    PrefixTable windows_;              // block of segments -> their windows
+    bool takes_all_ = false;           // packed: every segment is long enough
+    std::vector<int64_t> packed_;      // otherwise those that are
+    PrefixTable groups_;               // group -> its segments among these; empty where segments are permuted
     int64_t stream_tokens_ = 0;        // packed tokens of one epoch
     mutable std::mutex layout_mutex_;  // guards layouts_
     mutable std::shared_ptr<const Layout> layouts_[2];

@@ -23,7 +23,7 @@ void SampleIndex::readers(int64_t segment, int64_t start, int64_t end, int64_t e
     if (rules_.packed) {
         if (!packed_range(segment, start, end, epoch, first, last)) return;
     } else {
-        const int64_t before = windows_.start(segment), count = windows_.start(segment + 1) - before;
+        const int64_t before = first_window(segment), count = cut_windows(window_rule_, length(segment)).windows;
         const int64_t stretch = window_ + rules_.jitter;
         first = before + (start < stretch ? 0 : (start - stretch) / rules_.stride + 1);
         last = before + std::min(count - 1, (end - 1) / rules_.stride);
@@ -45,12 +45,15 @@ void SampleIndex::readers(int64_t segment, int64_t start, int64_t end, int64_t e
 
 // Packed: bases -> tokens of the segment as this epoch reads it -> places in the token stream -> samples.
 bool SampleIndex::packed_range(int64_t segment, int64_t start, int64_t end, int64_t epoch, int64_t &first, int64_t &last) const {
-    const auto at = std::lower_bound(packed_.begin(), packed_.end(), segment);
-    if (at == packed_.end() || *at != segment) return false;
-    const auto count = static_cast<int64_t>(packed_.size());
+    int64_t place = segment;
+    if (!takes_all_) {
+        const auto at = std::lower_bound(packed_.begin(), packed_.end(), segment);
+        if (at == packed_.end() || *at != segment) return false;
+        place = at - packed_.begin();
+    }
     const std::shared_ptr<const Layout> current = layout(epoch);
-    const int64_t slot = slot_of_segment(at - packed_.begin(), segment_order(epoch), current->groups);
-    const int64_t draw = epoch * count + slot, shift = phase(draw), k = rules_.k;
+    const int64_t slot = slot_of_segment(place, segment_order(epoch), current->groups);
+    const int64_t draw = epoch * num_packed() + slot, shift = phase(draw), k = rules_.k;
     const bool reverse = reversed(draw);
     const int64_t from = (reverse ? length(segment) - end : start) - shift, to = (reverse ? length(segment) - start : end) - shift;
     const int64_t first_token = std::max<int64_t>(from, 0) / k, last_token = std::min((to + k - 1) / k, packed_tokens(segment)) - 1;

@@ -1,9 +1,11 @@
 // The sample index: draw n of a source -> the stretches of segments it reads, in O(segments) memory.
 //
-// windows: sample j of an epoch is a window of one segment; prefix sums over the windows per segment find it.
+// windows: sample j of an epoch is a window of one segment; prefix sums over the windows of blocks of segments find it.
 // packed:  the segments of an epoch, permuted one by one or in groups, make one token stream with a separator between
 //          two segments; sample j is the j-th piece of it. Prefix sums are kept for two epochs at a time.
 #include <algorithm>
+#include <array>
+#include <numeric>
 #include <stdexcept>
 
 #include "dnacore.h"
@@ -14,14 +16,15 @@ namespace {
 
 constexpr int64_t kMaxBases = int64_t{1} << 61;
 
-int64_t checked_total(const std::vector<int64_t> &lengths) {
-    int64_t total = 0;
-    for (const int64_t length : lengths) {
-        if (length < 0 || length > kMaxBases - total)
-            throw std::invalid_argument("segment lengths must not be negative nor add up to more than 2^61 bases, got " + std::to_string(length));
-        total += length;
-    }
-    return total;
+// a / b of numbers that are not negative; most fit into 32 bits, where division takes half the time.
+inline int64_t quotient(int64_t a, int64_t b) {
+    return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+}
+
+int64_t checked_sum(int64_t total, int64_t length) {
+    if (length < 0 || length > kMaxBases - total)
+        throw std::invalid_argument("segment lengths must not be negative nor add up to more than 2^61 bases, got " + std::to_string(length));
+    return total + length;
 }
 
 void check(const CutRules &rules) {
@@ -59,6 +62,7 @@ PrefixTable::PrefixTable(std::vector<int64_t> sizes) : start_(std::move(sizes)) 
     const auto slots = static_cast<int64_t>(start_.size());
     start_.push_back(total);
     while ((total >> shift_) > slots / 2 + 1) ++shift_;
+    coarse_.reserve(static_cast<size_t>((total >> shift_) + 2));
     int64_t slot = 0;
     for (int64_t position = 0; position < total; position += int64_t{1} << shift_) {
         while (start_[static_cast<size_t>(slot + 1)] <= position) ++slot;
@@ -73,10 +77,9 @@ int64_t PrefixTable::find(int64_t position) const {
     return std::upper_bound(first, last, position) - start_.begin() - 1;
 }
 
-SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules, const std::vector<int64_t> &groups)
+SampleIndex::SampleIndex(Lengths lengths, const CutRules &rules, const std::vector<int64_t> &groups)
     : lengths_(std::move(lengths)), rules_(rules) {
     check(rules_);
-    checked_total(lengths_);
     if (rules_.packed) {
         build_packed(groups);
     } else {
@@ -85,40 +88,71 @@ SampleIndex::SampleIndex(std::vector<int64_t> lengths, const CutRules &rules, co
     }
 }
 
+// Windows per block of segments, not per segment: a table of 80 MB for ten million documents would take longer to write than
+// the few divisions that tell the segment within its block.
 void SampleIndex::build_windows() {
     content_ = rules_.window ? rules_.window : (rules_.label_tokens() + rules_.context_tokens()) * rules_.k;
     window_ = content_ + (rules_.random_phase ? rules_.k - 1 : 0);
-    std::vector<int64_t> counts(lengths_.size());
-    std::transform(lengths_.begin(), lengths_.end(), counts.begin(), [this](int64_t length) { return window_count(length); });
+    const int64_t slack = rules_.random_phase ? rules_.k - 1 : 0, unit = rules_.variable ? 1 : rules_.k;
+    const int64_t needed = std::max(rules_.min_length, unit + rules_.context_tokens() * rules_.k + slack);
+    window_rule_ = {rules_.stride, unit, needed, window_, window_ + rules_.jitter, std::max(window_ + rules_.jitter, rules_.min_length),
+                    rules_.random_phase};
+    const WindowRule rule = window_rule_;  // a copy of this function's own stays in registers
+    std::vector<int64_t> counts;
+    counts.reserve(static_cast<size_t>(num_segments() / kWindowBlock + 1));
+    Coverage bases;
+    int64_t total = 0;
+    for (int64_t first = 0; first < num_segments(); first += kWindowBlock) {
+        int64_t windows = 0;
+        for (int64_t segment = first; segment < std::min(first + kWindowBlock, num_segments()); ++segment) {
+            total = checked_sum(total, length(segment));
+            const WindowCut cut = cut_windows(rule, length(segment));
+            windows += cut.windows;
+            bases.used += cut.used;
+            bases.gaps += cut.gaps;
+            bases.remainders += cut.remainder;
+            bases.short_tails += cut.full ? cut.left : 0;
+            bases.short_segments += cut.full ? 0 : cut.left;
+        }
+        counts.push_back(windows);
+    }
+    coverage_ = bases;
     windows_ = PrefixTable(std::move(counts));
     num_samples_ = windows_.total();
 }
 
-// Counts the windows of a segment and books every base of it, as used where some epoch can read it. A tail is a stretch of
+// The windows of a segment, and what becomes of every base of it: used where some epoch can read it. A tail is a stretch of
 // its own if it is long enough, holds a target whatever the phase, and has bases that no full stretch has. Where tokens
 // differ in length, one base makes a token, and the bases cut because tokens run out are counted as used.
-int64_t SampleIndex::window_count(int64_t length) {
-    const int64_t k = rules_.k, stride = rules_.stride, slack = rules_.random_phase ? k - 1 : 0, unit = rules_.variable ? 1 : k;
-    const int64_t needed = std::max(rules_.min_length, unit + rules_.context_tokens() * k + slack), stretch = window_ + rules_.jitter;
-    const int64_t full = length < std::max(stretch, rules_.min_length) ? 0 : (length - stretch) / stride + 1;
-    const int64_t read = full ? (full - 1) * stride + stretch : 0;
-    const int64_t next = std::min(full * stride, length);
+SampleIndex::WindowCut SampleIndex::cut_windows(const WindowRule &rule, int64_t length) {
+    const int64_t full = length < rule.full ? 0 : quotient(length - rule.stretch, rule.stride) + 1;
+    const int64_t read = full ? (full - 1) * rule.stride + rule.stretch : 0;
+    const int64_t next = std::min(full * rule.stride, length);
     const int64_t fresh = std::max(next, read);  // first base that only a tail could read
+    WindowCut cut;
+    cut.windows = cut.full = full;
     if (full) {
-        const int64_t gaps = std::max<int64_t>(stride - stretch, 0) * (full - 1) + fresh - read;
-        coverage_.gaps += gaps;
-        coverage_.used += fresh - gaps;
+        cut.gaps = std::max<int64_t>(rule.stride - rule.stretch, 0) * (full - 1) + fresh - read;
+        cut.used = fresh - cut.gaps;
     }
-    if (fresh == length) return full;
-    const bool to_the_end = rules_.random_phase || length - next >= window_;  // as some phase or offset has it
-    const int64_t end = to_the_end ? length : next + (length - next) / unit * unit;
-    if (length - next < needed || end <= fresh) {
-        (full ? coverage_.short_tails : coverage_.short_segments) += length - fresh;
-        return full;
+    if (fresh == length) return cut;
+    const bool to_the_end = rule.random_phase || rule.unit == 1 || length - next >= rule.window;  // as some phase or offset has it
+    const int64_t end = to_the_end ? length : next + quotient(length - next, rule.unit) * rule.unit;
+    if (length - next < rule.needed || end <= fresh) {
+        cut.left = length - fresh;
+        return cut;
     }
-    coverage_.used += end - fresh;
-    coverage_.remainders += length - end;
-    return full + 1;
+    cut.used += end - fresh;
+    cut.remainder = length - end;
+    cut.windows = full + 1;
+    return cut;
+}
+
+int64_t SampleIndex::first_window(int64_t segment) const {
+    const int64_t block = segment / kWindowBlock;
+    int64_t first = windows_.start(block);
+    for (int64_t before = block * kWindowBlock; before < segment; ++before) first += cut_windows(window_rule_, length(before)).windows;
+    return first;
 }
 
 void SampleIndex::build_packed(const std::vector<int64_t> &groups) {
@@ -126,34 +160,49 @@ void SampleIndex::build_packed(const std::vector<int64_t> &groups) {
     size_t group = 0;
     const int64_t slack = rules_.random_phase ? rules_.k - 1 : 0;
     const int64_t needed = std::max(rules_.min_length, rules_.k + slack);
-    for (int64_t segment = 0; segment < num_segments(); ++segment) {
-        if (length(segment) < needed) {
-            coverage_.short_segments += length(segment);
+    const int64_t k = rules_.k, count = num_segments();
+    int64_t total = 0, tokens = 0, words = 0;
+    bool takes_all = true;  // until a segment is too short; then those before it are listed
+    for (int64_t segment = 0; segment < count; ++segment) {
+        const int64_t bases = length(segment);
+        total = checked_sum(total, bases);
+        if (bases < needed) {
+            if (takes_all) {
+                packed_.resize(static_cast<size_t>(segment));
+                std::iota(packed_.begin(), packed_.end(), 0);
+                takes_all = false;
+            }
+            coverage_.short_segments += bases;
             continue;
         }
-        packed_.push_back(segment);
+        if (!takes_all) packed_.push_back(segment);
         while (group + 1 < groups.size() && groups[group + 1] <= segment) ++group;
         if (!groups.empty()) ++sizes[group];
-        const int64_t unread = rules_.random_phase ? 0 : length(segment) % rules_.k;
-        coverage_.used += length(segment) - unread;
-        coverage_.remainders += unread;
-        stream_tokens_ += packed_tokens(segment) + 1;
+        words += quotient(bases, k);
+        tokens += quotient(bases - slack, k) + 1;
     }
+    takes_all_ = takes_all;
+    stream_tokens_ = tokens;
+    coverage_.used = rules_.random_phase ? total - coverage_.short_segments : words * k;
+    coverage_.remainders = total - coverage_.short_segments - coverage_.used;
     if (!groups.empty() && (groups.front() != 0 || !std::is_sorted(groups.begin(), groups.end())))
         throw std::invalid_argument("groups of segments must begin with the first one and be in order");
     sizes.erase(std::remove(sizes.begin(), sizes.end(), 0), sizes.end());
     if (rules_.shuffle && !sizes.empty()) groups_ = PrefixTable(std::move(sizes));
-    if (packed_.empty()) return;
+    if (num_packed() == 0) return;
     stream_tokens_ -= 1;  // a separator stands between segments, not after the last
     const int64_t labels = stream_tokens_ - rules_.context_tokens();
     num_samples_ = (labels + rules_.label_tokens() - 1) / rules_.label_tokens();
 }
 
 std::vector<int64_t> SampleIndex::used_segments() const {
-    if (rules_.packed) return num_samples_ ? packed_ : std::vector<int64_t>{};
     std::vector<int64_t> used;
+    if (rules_.packed) {
+        for (int64_t place = 0; place < (num_samples_ ? num_packed() : 0); ++place) used.push_back(packed_segment(place));
+        return used;
+    }
     for (int64_t segment = 0; segment < num_segments(); ++segment)
-        if (windows_.start(segment + 1) > windows_.start(segment)) used.push_back(segment);
+        if (cut_windows(window_rule_, length(segment)).windows) used.push_back(segment);
     return used;
 }
 
@@ -193,8 +242,11 @@ void SampleIndex::resolve(int64_t draw, Sample &sample) const {
 }
 
 void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const {
-    const int64_t segment = windows_.find(j);
-    const int64_t place = (j - windows_.start(segment)) * rules_.stride;
+    const int64_t block = windows_.find(j);
+    int64_t segment = block * kWindowBlock;
+    j -= windows_.start(block);
+    for (int64_t count; j >= (count = cut_windows(window_rule_, length(segment)).windows); ++segment) j -= count;
+    const int64_t place = j * rules_.stride;
     const int64_t bases = std::min(window_, length(segment) - place);
     const int64_t start = place + jitter(draw, std::min(rules_.jitter, length(segment) - place - bases));
     const int64_t shift = phase(draw);
@@ -205,12 +257,12 @@ void SampleIndex::resolve_window(int64_t draw, int64_t j, Sample &sample) const 
 }
 
 int64_t SampleIndex::packed_tokens(int64_t segment) const {
-    return (length(segment) - (rules_.random_phase ? rules_.k - 1 : 0)) / rules_.k;
+    return quotient(length(segment) - (rules_.random_phase ? rules_.k - 1 : 0), rules_.k);
 }
 
 // Of the groups, or of the segments where there are none.
 Permutation SampleIndex::segment_order(int64_t epoch) const {
-    const int64_t count = groups_.slots() ? groups_.slots() : static_cast<int64_t>(packed_.size());
+    const int64_t count = groups_.slots() ? groups_.slots() : num_packed();
     return {count, keyed_hash(rules_.seed, Stream::segments, rules_.source, static_cast<uint64_t>(epoch))};
 }
 
@@ -232,10 +284,10 @@ int64_t SampleIndex::segment_of_slot(int64_t slot, const Permutation &order, con
     } else if (rules_.shuffle) {
         slot = order(slot);
     }
-    return packed_[static_cast<size_t>(slot)];
+    return packed_segment(slot);
 }
 
-// `place`: of the segment in packed_.
+// `place`: of the segment among those that are long enough.
 int64_t SampleIndex::slot_of_segment(int64_t place, const Permutation &order, const PrefixTable &groups) const {
     if (!rules_.shuffle) return place;
     if (!groups.slots()) return order.inverse(place);
@@ -251,9 +303,18 @@ std::shared_ptr<const SampleIndex::Layout> SampleIndex::layout(int64_t epoch) co
     if (cached && cached->epoch == key) return cached;
     const Permutation order = segment_order(key);
     PrefixTable groups = group_slots(key);
-    std::vector<int64_t> sizes(packed_.size());
-    for (size_t slot = 0; slot < sizes.size(); ++slot)
-        sizes[slot] = packed_tokens(segment_of_slot(static_cast<int64_t>(slot), order, groups)) + 1;
+    std::vector<int64_t> sizes(static_cast<size_t>(num_packed()));
+    // The lengths lie anywhere in memory: those of a block of slots are fetched side by side.
+    constexpr int64_t kBlock = 64;
+    std::array<int64_t, kBlock> segments;
+    for (int64_t first = 0; first < num_packed(); first += kBlock) {
+        const int64_t here = std::min(kBlock, num_packed() - first);
+        for (int64_t i = 0; i < here; ++i) {
+            segments[static_cast<size_t>(i)] = segment_of_slot(first + i, order, groups);
+            __builtin_prefetch(lengths_.data + segments[static_cast<size_t>(i)]);
+        }
+        for (int64_t i = 0; i < here; ++i) sizes[static_cast<size_t>(first + i)] = packed_tokens(segments[static_cast<size_t>(i)]) + 1;
+    }
     cached = std::make_shared<const Layout>(Layout{key, std::move(groups), PrefixTable(std::move(sizes))});
     return cached;
 }
@@ -265,7 +326,7 @@ void SampleIndex::resolve_packed(int64_t j, Sample &sample) const {
     const Permutation order = segment_order(sample.epoch);
     for (int64_t slot = current->tokens.find(token); token < end; ++slot) {
         const int64_t segment = segment_of_slot(slot, order, current->groups);
-        const int64_t draw = sample.epoch * static_cast<int64_t>(packed_.size()) + slot;  // strand and phase are the segment's
+        const int64_t draw = sample.epoch * num_packed() + slot;  // strand and phase are the segment's
         const int64_t in_segment = packed_tokens(segment), first = token - current->tokens.start(slot);
         const int64_t last = std::min(in_segment, first + end - token);  // first == in_segment: only its separator is left
         const int64_t shift = phase(draw), begin = shift + first * rules_.k, read = (last - first) * rules_.k;
