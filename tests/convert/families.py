@@ -3,6 +3,7 @@
 A reference reads the tensors of a Hugging Face folder by their published names, one sample without padding at a time, head by head.
 """
 
+import itertools
 import math
 from pathlib import Path
 
@@ -80,18 +81,19 @@ SMALL = {
 CLASSES = {"nt-v2": "EsmFor", "dnabert2": "BertFor", "aido-dna": "RNABertFor"}
 
 
-def bpe_of(num_tokens: int) -> Tokenizer:
-    """A BPE tokenizer with so many tokens: made-up merges, each of two tokens that are there."""
-    texts, merges = ["A", "C", "G", "T"], []
-    for left in texts:
-        for right in texts[:4]:
-            if len(merges) < num_tokens - 9 and left + right not in texts:
-                merges.append((left, right))
-                texts.append(left + right)
+MERGES = "A+A C+G AA+AA AAAA+AAAA T+G TG+T CG+CG C+A CGCG+TGT CA+TG G+G T+T GG+TT"
+
+
+def bpe_of(num_tokens: int | None) -> Tokenizer:
+    """A BPE tokenizer of 22 tokens; or one of so many, made up, to be counted only."""
+    merges = [tuple(merge.split("+")) for merge in MERGES.split()]
+    if num_tokens:
+        pieces = itertools.product("ACGT", repeat=7)
+        merges = [("".join(piece), "A") for piece in itertools.islice(pieces, num_tokens - 9)]
     return Tokenizer("bpe", 5, "ACGT", add_bos=True, add_eos=True, bpe=vocabulary_of_merges(merges))
 
 
-def tokenizer_of(kind: str, num_tokens: int = 4096) -> Tokenizer:
+def tokenizer_of(kind: str, num_tokens: int | None = 4096) -> Tokenizer:
     return bpe_of(num_tokens) if kind == "bpe" else build_tokenizer(tokenizer_config(kind))
 
 
@@ -153,7 +155,7 @@ def native_shapes(config: RunConfig, tokenizer: Tokenizer) -> dict[str, tuple[in
 
 def small(name: str, tmp_path: Path, **changes) -> tuple[RunConfig, Tokenizer]:
     kind, model = SMALL[name]
-    tokenizer = tokenizer_of(kind, 60)
+    tokenizer = tokenizer_of(kind, None)
     settings = tokenizer.to_config()
     if tokenizer.bpe:
         tokenizer.bpe.save(tmp_path / "bpe.json")

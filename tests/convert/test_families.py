@@ -91,7 +91,7 @@ lm_head.layer_norm.weight 24
 lm_head.layer_norm.bias 24
 lm_head.decoder.weight 4107,24
 lm_head.bias 4107""",
-    "dnabert2": """bert.embeddings.word_embeddings.weight 60,36
+    "dnabert2": """bert.embeddings.word_embeddings.weight 22,36
 bert.embeddings.token_type_embeddings.weight 2,36
 bert.embeddings.LayerNorm.weight 36
 bert.embeddings.LayerNorm.bias 36
@@ -110,8 +110,8 @@ cls.predictions.transform.dense.weight 36,36
 cls.predictions.transform.dense.bias 36
 cls.predictions.transform.LayerNorm.weight 36
 cls.predictions.transform.LayerNorm.bias 36
-cls.predictions.decoder.weight 60,36
-cls.predictions.decoder.bias 60""",
+cls.predictions.decoder.weight 22,36
+cls.predictions.decoder.bias 22""",
     "aido-dna": """bert.embeddings.word_embeddings.weight 16,24
 bert.encoder.layer.I.attention.ln.weight 24
 bert.encoder.layer.I.attention.ln.bias 24
