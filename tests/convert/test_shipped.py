@@ -268,9 +268,7 @@ def test_the_tokenizer_gives_our_ids_and_the_folder_fills_masks(exported):
         assert theirs(text)["input_ids"] == [tokenizer.bos_id, *ids, *([tokenizer.eos_id] if tokenizer.add_eos else [])], text
     assert (theirs.pad_token_id, theirs.mask_token_id) == (tokenizer.pad_id, tokenizer.mask_id)
     mask = tokenizer.vocabulary.roles["mask_token"]
-    best = pipeline("fill-mask", model=str(folder), tokenizer=str(folder), trust_remote_code=True, top_k=3)(
-        f"ACGTACGTACGT{mask}ACGTACGTACGT"
-    )
+    best = pipeline("fill-mask", model=str(folder), tokenizer=theirs, trust_remote_code=True, top_k=3)(f"ACGTACGTACGT{mask}ACGTACGTACGT")
     assert len(best) == 3 and all(0 < item["score"] < 1 for item in best)
 
 
