@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def from_hf(directory: str | Path, checkpoint_dir: str | Path, on_progress: OnPr
     entries = family.entries(model, config.max_positions, tokenizer)
     folder = open_tensors(directory, open_folder(directory), family, model, entries)
     dtype = _common_dtype(str(directory), folder.dtypes())
-    tensors = _followed(hf_to_native(entries, folder.read), _num_parameters(entries, native=True) * dtype.itemsize, dtype, on_progress)
+    sizes = [math.prod(entry.native_shape) * dtype.itemsize for entry in entries]
+    tensors = _followed(hf_to_native(entries, folder.read), sizes, on_progress)
     unused = {key: folder.reader.read(key) for key in folder.unread}
     write_native(checkpoint_dir, config, tokenizer, tensors, dtype, {"imported_from": str(directory)}, unused)
     return {
@@ -131,14 +132,14 @@ def _read_best(reader: WeightsReader, keys: dict[str, str], name: str) -> Tensor
     return reader.read(keys[name])
 
 
-def _followed(tensors: Iterator[NamedTensor], total: int, dtype: torch.dtype, on_progress: OnProgress | None) -> Iterator[NamedTensor]:
-    """The tensors, progress told as they are taken."""
-    done = 0
-    for name, tensor in tensors:
-        yield name, tensor
-        done += tensor.numel() * dtype.itemsize
+def _followed(tensors: Iterable[NamedTensor], sizes: Sequence[int], on_progress: OnProgress | None) -> Iterator[NamedTensor]:
+    """The tensors; progress is told as each is taken, `sizes` bytes long."""
+    done, total = 0, sum(sizes)
+    for named, size in zip(tensors, sizes, strict=True):
+        done += size
         if on_progress:
             on_progress(done, total)
+        yield named
 
 
 def _unread_tensors(
@@ -175,7 +176,7 @@ def _write_weights(
     outline += [Stored(name, tuple(tensor.shape), tensor.dtype) for name, tensor in extra]
     check_names("the conversion table", (stored.name for stored in outline), {stored.name for stored in outline})
     tensors = itertools.chain(native_to_hf(entries, read), _copies(entries, read, copies), extra)
-    followed = _followed(tensors, sum(stored.num_bytes for stored in outline), dtype, on_progress)
+    followed = _followed(tensors, [stored.num_bytes for stored in outline], on_progress)
     return write_sharded(directory, outline, followed, max_shard_bytes)
 
 
@@ -206,10 +207,7 @@ def _export_report(
     }
 
 
-def _num_parameters(entries: list[Entry], native: bool = False) -> int:
-    """As the Hugging Face class counts them; native: with the padding of the vocabulary."""
-    if native:
-        return sum(math.prod(entry.native_shape) for entry in entries)
+def _num_parameters(entries: list[Entry]) -> int:
     return sum(math.prod(shape) for entry in entries for _, shape in entry.hf)
 
 

@@ -73,7 +73,7 @@ def _plan(outline: Sequence[Stored], limit: int) -> list[list[Stored]]:
 
 
 def _write_file(path: Path, content: Sequence[Stored], tensors: Iterator[NamedTensor]) -> None:
-    type_names = {dtype: type_name for type_name, dtype in DTYPES.items()}
+    type_names = {dtype: type_name for type_name, dtype in {**DTYPES, **INTEGERS}.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for stored in content:
