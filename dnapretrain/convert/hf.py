@@ -226,7 +226,7 @@ def _check_replaceable(directory: Path) -> None:
 
 def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:
     """The imported model and tokenizer, and the least that the other sections need. Merges of BPE are read in the checkpoint itself."""
-    file = {"file": str(checkpoint_dir / TOKENIZER_FILE)} if tokenizer.bpe else {}
+    file = {"file": str((checkpoint_dir / TOKENIZER_FILE).absolute())} if tokenizer.bpe else {}
     return config_from_dict(
         {
             "data": {

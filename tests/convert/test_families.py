@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import PUBLISHED, SMALL, native_shapes, run_config, small, tokenizer_of
 
-from dnapretrain.config import ModelConfig
+from dnapretrain.config import ModelConfig, load_config, recipe_names
 from dnapretrain.convert.families import family_of, family_of_folder
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import total_parameters
@@ -341,3 +341,25 @@ def test_no_other_family_can_express_a_published_model(name):
             pass
     # NT-v2's class has a flag for biases and can tie, so that it could hold AIDO.DNA but for eps and names: biases decide.
     assert accepted == [family] or (family is AIDO_DNA and accepted == [NT_V2, AIDO_DNA])
+
+
+RECIPES = {"generator": "Llama", "nt-v1": "ESM", "nt-v2": "NT-v2", "dnabert2": "DNABERT-2", "aido-dna": "AIDO.DNA"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_has_a_folder_and_comes_back_as_it_was(name):
+    config = load_config(name)
+    family = family_of(config.model)
+    assert family.name == next(what for start, what in RECIPES.items() if name.removeprefix("tiny-").startswith(start))
+    tokenizer = tokenizer_of(config.tokenizer.kind)
+    table = family.entries(config.model, config.max_positions, tokenizer)
+    published_name = name.removesuffix("-117m") if not name.startswith("tiny") else ""
+    if published_name in COUNTS:
+        assert sum(math.prod(shape) for entry in table for _, shape in entry.hf) == COUNTS[published_name][0]
+    content = json.loads(json.dumps(family.hf_config(config.model, config.max_positions, tokenizer)))
+    assert family_of_folder(content) is family
+    back = family.model_config(content)
+    same = {"max_position_embeddings": config.max_positions, "transformer_impl": "auto", "kv_channels": back.kv_channels}
+    groups = {"num_query_groups": back.num_query_groups}
+    assert (back.head_dim, back.query_groups) == (config.model.head_dim, config.model.query_groups)
+    assert back == config.model.model_copy(update={**same, **groups})

@@ -1,6 +1,8 @@
 """Folders as others wrote them: pytorch_model.bin, published tokenizer files, unused tensors, and folders that are wrong."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +252,54 @@ def test_progress_ends_at_all_bytes(exported, tmp_path):
         convert(source, target, on_progress=lambda done, total, told=told: told.append((done, total)))
         assert len(told) > 10 and told[-1][0] == told[-1][1]
         assert told == sorted(told)
+
+
+def test_a_run_that_began_from_an_imported_checkpoint_writes_its_unused_tensors_back(tmp_path):
+    from dnapretrain.config import dump_config
+    from dnapretrain.convert.native import read_config
+
+    write_small(tmp_path / "native", "nt-v2", tmp_path)
+    to_hf(tmp_path / "native", tmp_path / "hf")
+    change(tmp_path / "hf", lambda tensors: tensors["esm.contact_head.regression.bias"].add_(3))
+    from_hf(tmp_path / "hf", tmp_path / "imported")
+    config = read_config(tmp_path / "native")
+    began = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"load": tmp_path / "imported"})})
+    (tmp_path / "native" / "run.yaml").write_text(dump_config(began))
+    report = to_hf(tmp_path / "native", tmp_path / "hf")
+    assert (report["extra_tensors"], report["extra_tensors_as_imported"]) == (5, 5)
+    assert load_file(tmp_path / "hf" / "model.safetensors")["esm.contact_head.regression.bias"] == 3
+    # A table for other lengths is not that of this model: it is made anew.
+    longer = began.model_copy(update={"model": began.model.model_copy(update={"max_position_embeddings": 3000})})
+    (tmp_path / "native" / "run.yaml").write_text(dump_config(longer))
+    report = to_hf(tmp_path / "native", tmp_path / "hf")
+    assert (report["extra_tensors"], report["extra_tensors_as_imported"]) == (5, 4)
+    assert load_file(tmp_path / "hf" / "model.safetensors")["esm.embeddings.position_embeddings.weight"].shape == (3002, 24)
+
+
+DATA = os.environ.get("DNAPRETRAIN_TEST_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="DNAPRETRAIN_TEST_DATA is not set")
+def test_dnabert2_with_its_published_tokenizer_and_either_config(tmp_path):
+    from families import DNABERT2, random_native, run_config
+
+    from dnapretrain.config import TokenizerConfig
+    from dnapretrain.convert.native_writer import write_native
+
+    published = Path(str(DATA)) / "tokenizers" / "DNABERT2_tokenizer.json"
+    tokenizer = build_tokenizer(TokenizerConfig(kind="bpe", file=published, add_eos=True))
+    config = run_config({"kind": "bpe", "file": str(published), "add_eos": True}, {**DNABERT2, **sizes(2, 24, 12, 40)})
+    tensors = random_native(config, tokenizer)
+    write_native(tmp_path / "native", config, tokenizer, tensors.items())
+    to_hf(tmp_path / "native", tmp_path / "hf")
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "dnapretrain.json", "README.md"):
+        (tmp_path / "hf" / file).unlink()
+    (tmp_path / "hf" / "tokenizer.json").write_bytes(published.read_bytes())
+    content = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for number, more in enumerate(({}, {"model_type": "bert", "architectures": ["BertForMaskedLM"]})):
+        (tmp_path / "hf" / "config.json").write_text(json.dumps({**content, **more}))
+        from_hf(tmp_path / "hf", tmp_path / f"back{number}")
+        back = open_weights(tmp_path / f"back{number}")
+        assert all(torch.equal(back.read(name), tensors[name]) for name in tensors)
+        ids = read_tokenizer(tmp_path / f"back{number}").encode("ACGTNACGTNACGTN").tolist()
+        assert ids == [5, 6, 1049, 0, 5, 6, 1049, 0, 5, 6, 1049, 0]
