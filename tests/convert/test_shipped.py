@@ -14,16 +14,6 @@ from dnapretrain.convert.native_writer import write_native
 TASKS = ("MaskedLM", "SequenceClassification", "TokenClassification")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def modules_cache(tmp_path_factory):
-    """Where transformers copies the code of folders to."""
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
-
-
 def load(directory, task="MaskedLM", **settings):
     import transformers
 
@@ -283,3 +273,11 @@ def test_the_card_says_how_and_its_code_runs(exported):
     assert names["logits"].shape[0] == 1
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert all((folder / f"{target.partition('.')[0]}.py").is_file() for target in auto_map.values())
+
+
+def test_without_its_code_the_folder_does_not_load_as_another_model(exported):
+    import transformers
+
+    _, folder, _ = exported
+    with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|mismatched|trust_remote_code"):
+        transformers.AutoModelForMaskedLM.from_pretrained(str(folder), trust_remote_code=False)
