@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnapretrain.convert.hf import read_hf_config
+from dnapretrain.convert.folders import read_hf_config
 from dnapretrain.errors import ConfigError, DataError
 
 BASES = frozenset("ACGT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dnapretrain.config import RunConfig
+from dnapretrain.convert.table import Family
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 
 CARD = """---
@@ -35,7 +36,7 @@ tags:
 {example}
 ```
 
-Input is upper-case A, C, G, T. The data digest names the exact training bases and sample order: a run on
+Input is upper-case A, C, G, T. {code}The data digest names the exact training bases and sample order: a run on
 the same shards with the same seed prints the same one.
 """
 
@@ -47,19 +48,23 @@ logits = model(**tokenizer("{dna}", return_tensors="pt")).logits"""
 
 MASKED_EXAMPLE = """from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-model = AutoModelForMaskedLM.from_pretrained(".")
+model = AutoModelForMaskedLM.from_pretrained("."{trust})
 tokenizer = AutoTokenizer.from_pretrained(".")
 logits = model(**tokenizer("{dna}", return_tensors="pt")).logits
 fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
-fill("{dna}<mask>{dna}")"""
+fill("{dna}{mask}{dna}")"""
 
 
-def model_card(config: RunConfig, tokenizer: Tokenizer, task: str, report: dict[str, Any]) -> str:
-    """Markdown text with a metadata block; `task` is the family's, `report` that of the export."""
+def model_card(config: RunConfig, tokenizer: Tokenizer, family: Family, report: dict[str, Any]) -> str:
+    """Markdown text with a metadata block; `report` is that of the export."""
     model, masking = config.model, config.data.masking
     kind, objective, example = "A Llama-style decoder", "to predict the next token", CAUSAL_EXAMPLE
     if config.is_masked:
-        kind, objective, example = "An ESM-style encoder", f"to fill in {100 * masking.mlm_probability:g} % of its tokens", MASKED_EXAMPLE
+        kind, objective, example = (
+            f"{'A' if family.name.startswith('D') else 'An'} {family.name}-style encoder",
+            f"to fill in {100 * masking.mlm_probability:g} % of its tokens",
+            MASKED_EXAMPLE,
+        )
     reads = "byte-pair tokens" if tokenizer.kind == "bpe" else "single bases" if tokenizer.k == 1 else f"{tokenizer.k}-mers"
     main, plain = report["from_main_weights"], report["from_model_weights"]
     weights = (
@@ -67,10 +72,15 @@ def model_card(config: RunConfig, tokenizer: Tokenizer, task: str, report: dict[
     )
     samples = report["consumed_samples"]
     return CARD.format(
-        task=task,
+        task=family.task,
         kind=kind,
         objective=objective,
-        example=example.format(dna="ACGT" * max(3, tokenizer.bases_per_token)),
+        example=example.format(
+            dna="ACGT" * max(3, tokenizer.bases_per_token),
+            mask=tokenizer.vocabulary.roles["mask_token"],
+            trust=", trust_remote_code=True" if family.shipped else "",
+        ),
+        code=f"The model's code is in this folder ({', '.join(family.shipped)}). " if family.shipped else "",
         parameters=report["parameters"],
         dnapretrain=report["dnapretrain"],
         layers=model.num_layers,

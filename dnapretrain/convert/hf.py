@@ -6,37 +6,52 @@ import functools
 import itertools
 import json
 import math
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from torch import Tensor
 
 from dnapretrain import __version__
 from dnapretrain.config import ModelConfig, RunConfig, config_from_dict
 from dnapretrain.convert.card import model_card
-from dnapretrain.convert.families import FAMILIES, family_of
-from dnapretrain.convert.native import WeightsReader, find_checkpoint, open_weights, read_config, read_state, read_tokenizer
+from dnapretrain.convert.families import family_of, family_of_folder
+from dnapretrain.convert.folders import model_of, open_tensors, read_hf_config, tokenizer_of
+from dnapretrain.convert.native import (
+    TOKENIZER_FILE,
+    WeightsReader,
+    find_checkpoint,
+    open_weights,
+    read_config,
+    read_state,
+    read_tokenizer,
+    read_unused,
+)
 from dnapretrain.convert.native_writer import write_native
-from dnapretrain.convert.safetensors_files import DTYPES, SafetensorsReader, Stored, write_sharded
+from dnapretrain.convert.safetensors_files import DTYPES, Stored, write_sharded
 from dnapretrain.convert.table import Entry, Family, NamedTensor, check_names, hf_to_native, native_to_hf
-from dnapretrain.data.tokens.files import load_hf_tokenizer, save_hf_tokenizer
+from dnapretrain.convert.torch_files import open_folder
+from dnapretrain.data.tokens.files import save_hf_tokenizer
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 REPORT_FILE = "dnapretrain.json"
 """Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""
+SHIPPED = Path(__file__).parent / "shipped"
+OnProgress = Callable[[int, int], None]
 TO_OVERRIDE = ("data.train", "data.sequence_length", "optim.lr", "train.run_dir", "train.train_steps", "train.global_batch_size")
 """Settings an imported checkpoint cannot know; its run.yaml holds placeholders."""
 MLM_PROBABILITY = 0.15
 """`data.masking.mlm_probability` of an imported encoder: the field's usual value, a placeholder too."""
 
 
-def to_hf(checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes: int = 5 * 10**9) -> dict[str, Any]:
-    """Write a folder that `transformers` loads without code of ours; return a report (counts, step, digest, weights used).
+def to_hf(
+    checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes: int = 5 * 10**9, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Write a folder that `transformers` loads, with the code of the model where transformers has none (trust_remote_code=True);
+    return a report (counts, step, digest, weights used). on_progress is called with (bytes written, bytes in all).
 
     The fp32 main weights are written where the checkpoint has them, else the weights themselves. Raises
     CheckpointError for a damaged checkpoint, ConfigError for a model that no Hugging Face class can express and for a
@@ -49,21 +64,26 @@ def to_hf(checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes:
     check_names(f"checkpoint {checkpoint}", reader.model_names(), (entry.native for entry in entries))
     keys = {entry.native: reader.best_key(entry.native) for entry in entries}
     dtype = _common_dtype(str(checkpoint), (reader.dtype(key) for key in keys.values()))
-    extra = family.extra(config.model, dtype)
+    extra, kept = _unread_tensors(checkpoint, config, family, tokenizer, dtype)
+    copies = family.aliases(config.model) if family.writes_aliases else {}
     _check_replaceable(directory)
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        num_bytes = _write_weights(unfinished, entries, keys, reader, dtype, extra, max_shard_bytes)
-        report = {**_export_report(checkpoint, state, entries, keys, dtype, num_bytes), "extra_tensors": len(extra)}
+        read = functools.partial(_read_best, reader, keys)
+        num_bytes = _write_weights(unfinished, entries, read, dtype, copies, extra, max_shard_bytes, on_progress)
+        counts = {"second_copies": len(copies), "extra_tensors": len(extra), "extra_tensors_as_imported": kept}
+        report = {"family": family.name, **_export_report(checkpoint, state, entries, keys, dtype, num_bytes), **counts}
         hf_config = family.hf_config(config.model, config.max_positions, tokenizer)
         _write_json(unfinished / "config.json", {**hf_config, "torch_dtype": str(dtype).removeprefix("torch.")})
         if family.task == "text-generation":
             special = {key: hf_config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
             _write_json(unfinished / "generation_config.json", special)
+        for name in family.shipped:
+            shutil.copyfile(SHIPPED / name, unfinished / name)
         save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
-        (unfinished / "README.md").write_text(model_card(config, tokenizer, family.task, report))
+        (unfinished / "README.md").write_text(model_card(config, tokenizer, family, report))
         _write_json(unfinished / REPORT_FILE, report)
         shutil.rmtree(directory, ignore_errors=True)
         unfinished.rename(directory)
@@ -73,55 +93,97 @@ def to_hf(checkpoint_or_run: str | Path, directory: str | Path, max_shard_bytes:
     return report
 
 
-def from_hf(directory: str | Path, checkpoint_dir: str | Path) -> dict[str, Any]:
+def from_hf(directory: str | Path, checkpoint_dir: str | Path, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Write a native checkpoint from a Hugging Face folder, to be used as `checkpoint.load`; return a report.
 
-    Its run.yaml has placeholders where the folder says nothing (`settings_to_override` of the report).
+    Its run.yaml has placeholders where the folder says nothing (`settings_to_override` of the report). Tensors that the network never
+    reads are kept beside the weights, and `to_hf` writes them back. on_progress is called with (bytes converted, bytes in all).
     Raises ConfigError naming the field that our models cannot express, CheckpointError for tensors that do not fit.
     """
     directory, checkpoint_dir = Path(directory), Path(checkpoint_dir)
     hf_config = read_hf_config(directory)
-    family = FAMILIES.get(str(hf_config.get("model_type")))
-    if family is None:
-        raise ConfigError(f"{directory}: model_type = {hf_config.get('model_type')!r}; known: {', '.join(FAMILIES)}.")
-    model, tokenizer = _model_config(directory, family, hf_config), load_hf_tokenizer(directory)
-    _check_tokenizer(directory, family, hf_config, tokenizer)
+    family = family_of_folder(hf_config)
+    model = model_of(directory, family, hf_config)
+    tokenizer, found_in = tokenizer_of(directory, family, hf_config)
     config = _run_config(model, tokenizer, checkpoint_dir)
     entries = family.entries(model, config.max_positions, tokenizer)
-    reader, wanted = SafetensorsReader(directory), {name for entry in entries for name, _ in entry.hf}
-    stored = [(family.table_name(name), name) for name in reader.names()]
-    read = [(name, key) for name, key in stored if name in wanted or not re.fullmatch(family.unread, name)]
-    check_names(f"{directory}", (name for name, _ in read), wanted)
-    keys = dict(read)
-    dtype = _common_dtype(str(directory), (reader.dtypes[key] for key in keys.values()))
-    tensors = hf_to_native(entries, lambda name: reader.read(keys[name]))
-    write_native(checkpoint_dir, config, tokenizer, tensors, dtype, {"imported_from": str(directory)})
+    folder = open_tensors(directory, open_folder(directory), family, model, entries)
+    dtype = _common_dtype(str(directory), folder.dtypes())
+    sizes = [math.prod(entry.native_shape) * dtype.itemsize for entry in entries]
+    tensors = _followed(hf_to_native(entries, folder.read), sizes, on_progress)
+    unused = {key: folder.reader.read(key) for key in folder.unread}
+    write_native(checkpoint_dir, config, tokenizer, tensors, dtype, {"imported_from": str(directory)}, unused)
     return {
         "checkpoint": str(checkpoint_dir),
         "imported_from": str(directory),
+        "family": family.name,
+        "tokenizer": found_in,
         "native_tensors": len(entries),
-        "hf_tensors": len(wanted),
-        "left_out_tensors": len(stored) - len(read),
+        "hf_tensors": len(folder.keys),
+        "left_out_tensors": len(folder.unread),
+        "second_copies": folder.copies,
         "parameters": _num_parameters(entries),
         "dtype": str(dtype).removeprefix("torch."),
         "settings_to_override": [*TO_OVERRIDE, *(["data.masking"] if config.is_masked else [])],
     }
 
 
+def _read_best(reader: WeightsReader, keys: dict[str, str], name: str) -> Tensor:
+    return reader.read(keys[name])
+
+
+def _followed(tensors: Iterable[NamedTensor], sizes: Sequence[int], on_progress: OnProgress | None) -> Iterator[NamedTensor]:
+    """The tensors; progress is told as each is taken, `sizes` bytes long."""
+    done, total = 0, sum(sizes)
+    for named, size in zip(tensors, sizes, strict=True):
+        done += size
+        if on_progress:
+            on_progress(done, total)
+        yield named
+
+
+def _unread_tensors(
+    checkpoint: Path, config: RunConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
+) -> tuple[list[NamedTensor], int]:
+    """What the folder holds and the network never reads: as it was imported, made anew where it was not; and how many were imported.
+
+    A run that began from an imported checkpoint (checkpoint.load) has what lies there.
+    """
+    made = family.extra(config.model, config.max_positions, tokenizer, dtype)
+    places = [checkpoint, *([Path(config.checkpoint.load)] if config.checkpoint.load else [])]
+    kept = next(filter(None, map(read_unused, places)), {})
+    shapes = {name: tensor.shape for name, tensor in made}
+    kept = {name: tensor for name, tensor in kept.items() if shapes.get(name, tensor.shape) == tensor.shape}
+    if any(name.endswith(".inv_freq") for name in kept):  # it goes by two names; a folder has one
+        made = [(name, tensor) for name, tensor in made if not name.endswith(".inv_freq")]
+    merged = {**dict(made), **kept}
+    return list(merged.items()), len(kept)
+
+
 def _write_weights(
     directory: Path,
     entries: list[Entry],
-    keys: dict[str, str],
-    reader: WeightsReader,
+    read: Callable[[str], Tensor],
     dtype: torch.dtype,
+    copies: dict[str, str],
     extra: list[NamedTensor],
     max_shard_bytes: int,
+    on_progress: OnProgress | None,
 ) -> int:
-    outline = [Stored(name, shape, dtype) for entry in entries for name, shape in entry.hf]
+    shapes = {name: shape for entry in entries for name, shape in entry.hf}
+    outline = [Stored(name, shape, dtype) for name, shape in shapes.items()]
+    outline += [Stored(copy, shapes[name], dtype) for copy, name in copies.items()]
     outline += [Stored(name, tuple(tensor.shape), tensor.dtype) for name, tensor in extra]
     check_names("the conversion table", (stored.name for stored in outline), {stored.name for stored in outline})
-    tensors = itertools.chain(native_to_hf(entries, lambda name: reader.read(keys[name])), extra)
-    return write_sharded(directory, outline, tensors, max_shard_bytes)
+    tensors = itertools.chain(native_to_hf(entries, read), _copies(entries, read, copies), extra)
+    followed = _followed(tensors, [stored.num_bytes for stored in outline], on_progress)
+    return write_sharded(directory, outline, followed, max_shard_bytes)
+
+
+def _copies(entries: list[Entry], read: Callable[[str], Tensor], copies: dict[str, str]) -> Iterator[NamedTensor]:
+    for copy, name in copies.items():
+        [entry] = [entry for entry in entries if name in dict(entry.hf)]
+        yield copy, dict(native_to_hf([entry], read))[name]
 
 
 def _export_report(
@@ -162,37 +224,9 @@ def _check_replaceable(directory: Path) -> None:
         raise ConfigError(f"{directory} exists and is not an earlier export ({REPORT_FILE} is not in it). Give another folder.")
 
 
-def read_hf_config(directory: Path) -> dict[str, Any]:
-    """Content of the folder's config.json; raises ConfigError for one that is missing or malformed."""
-    path = directory / "config.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: not a Hugging Face model folder.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not an object.")
-    return content
-
-
-def _model_config(directory: Path, family: Family, hf_config: dict[str, Any]) -> ModelConfig:
-    try:
-        return family.model_config(hf_config)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise ConfigError(f"{directory}/config.json gives a model section that does not hold: {problems}.") from None
-
-
-def _check_tokenizer(directory: Path, family: Family, hf_config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    has = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id, "mask_token_id": tokenizer.mask_id}
-    for field in ("vocab_size", *family.token_ids):
-        if hf_config.get(field) != has[field]:
-            raise ConfigError(f"{directory}: {field} = {hf_config.get(field)} in config.json, but the tokenizer has {has[field]}.")
-
-
 def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:
-    """The imported model and tokenizer, and the least that the other sections need."""
+    """The imported model and tokenizer, and the least that the other sections need. Merges of BPE are read in the checkpoint itself."""
+    file = {"file": str((checkpoint_dir / TOKENIZER_FILE).absolute())} if tokenizer.bpe else {}
     return config_from_dict(
         {
             "data": {
@@ -200,7 +234,7 @@ def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) 
                 "sequence_length": model.max_position_embeddings,
                 "masking": {"mlm_probability": MLM_PROBABILITY if model.kind == "encoder" else 0.0},
             },
-            "tokenizer": tokenizer.to_config(),
+            "tokenizer": {**tokenizer.to_config(), **file},
             "model": model.model_dump(),
             "optim": {"lr": 1e-4},
             "train": {"run_dir": str(checkpoint_dir), "train_steps": 1, "micro_batch_size": 1, "global_batch_size": 1},

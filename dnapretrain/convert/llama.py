@@ -84,6 +84,11 @@ def _layer(model: ModelConfig, index: int) -> list[Entry]:
     ]
 
 
+def aliases(model: ModelConfig) -> dict[str, str]:
+    """pytorch_model.bin files hold the head of a tied model apart."""
+    return {} if model.untie_embeddings_and_output_weights else {"lm_head.weight": "model.embed_tokens.weight"}
+
+
 def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """Content of config.json (without the dtype of the weights), readable by transformers 4.x and 5.x."""
     theta = float(model.rotary_base)
@@ -151,4 +156,4 @@ def _rotary_base(hf: dict[str, Any]) -> int:
     return int(theta)
 
 
-LLAMA = Family("llama", "text-generation", entries, hf_config, model_config)
+LLAMA = Family("Llama", "text-generation", entries, hf_config, model_config, aliases=aliases, tokenizers=("generator",))

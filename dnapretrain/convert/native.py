@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
@@ -31,6 +33,8 @@ STATE_FILE = "state.json"
 WEIGHTS_DIR = "weights"
 CHECKPOINTS_DIR = "checkpoints"
 LATEST_FILE = "latest"
+UNUSED_FILE = "unused.safetensors"
+"""Tensors of the folder that a checkpoint was imported from which no network reads: kept to be written back."""
 INDEX_FILE = ".metadata"
 FORMAT_VERSION = 1
 """Of the checkpoint folder, in state.json."""
@@ -84,6 +88,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if state["format"] != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state['format']}; this version reads {FORMAT_VERSION}. Use the version that wrote it.")
     return state
+
+
+def read_unused(checkpoint: Path) -> dict[str, Tensor]:
+    """What `convert from-hf` kept beside the weights, by its Hugging Face name; empty where nothing was. Raises CheckpointError."""
+    path = checkpoint / UNUSED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Remove it to export without these tensors.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
 
 from dnapretrain.config import RunConfig, dump_config
 from dnapretrain.convert.families import family_of
-from dnapretrain.convert.native import BACKEND_FILE, CONFIG_FILE, FORMAT_VERSION, STATE_FILE, TOKENIZER_FILE, WEIGHTS_DIR, file_digest
+from dnapretrain.convert.native import (
+    BACKEND_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    STATE_FILE,
+    TOKENIZER_FILE,
+    UNUSED_FILE,
+    WEIGHTS_DIR,
+    file_digest,
+)
 from dnapretrain.convert.table import NamedTensor, Shape, check_names
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError
@@ -34,8 +44,9 @@ def write_native(
     tensors: Iterable[NamedTensor],
     dtype: torch.dtype = torch.float32,
     state: Mapping[str, Any] | None = None,
+    unused: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint folder with the model tensors of `config`, all stored as `dtype`.
+    """Write a checkpoint folder with the model tensors of `config`, all stored as `dtype`; `unused` is kept as it is, in a file beside.
 
     `tensors` is read once, in its own order; tensors that come before their turn in the table wait
     in memory. `state` goes into state.json beside step 0. Raises CheckpointError for a missing, extra or mis-shaped
@@ -51,6 +62,8 @@ def write_native(
     try:
         (unfinished / CONFIG_FILE).write_text(dump_config(config))
         (unfinished / TOKENIZER_FILE).write_text(json.dumps(tokenizer.to_dict(), indent=1) + "\n")
+        if unused:
+            save_file(dict(unused), unfinished / UNUSED_FILE)
         _write_weights(unfinished / WEIGHTS_DIR, shapes, tensors, dtype)
         files = {path.name: file_digest(path) for path in sorted((unfinished / WEIGHTS_DIR).iterdir())}
         content = {"format": FORMAT_VERSION, "step": 0, "consumed_samples": 0, **(state or {}), "files": files}

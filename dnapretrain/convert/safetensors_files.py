@@ -24,6 +24,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Floating-point types of weights, by their name in the format."""
+INTEGERS = {"I64": torch.int64}
+"""Of what some published folders hold beside their weights: numbers of positions."""
 ALIGNMENT = 64
 """The values start at a multiple of this many bytes."""
 
@@ -71,7 +73,7 @@ def _plan(outline: Sequence[Stored], limit: int) -> list[list[Stored]]:
 
 
 def _write_file(path: Path, content: Sequence[Stored], tensors: Iterator[NamedTensor]) -> None:
-    type_names = {dtype: type_name for type_name, dtype in DTYPES.items()}
+    type_names = {dtype: type_name for type_name, dtype in {**DTYPES, **INTEGERS}.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for stored in content:
@@ -88,6 +90,19 @@ def _write_file(path: Path, content: Sequence[Stored], tensors: Iterator[NamedTe
             file.write(tensor.to(dtype).contiguous().view(torch.uint8).numpy().data)
 
 
+def files_of(directory: Path, single: str, index_name: str) -> list[str]:
+    """Names of the files that hold a folder's weights: the single one, or those that the index lists; raises CheckpointError."""
+    if (directory / single).is_file():
+        return [single]
+    index = directory / index_name
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} holds neither {single} nor {index_name}. Save it as safetensors (save_pretrained).") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error!r}.") from None
+
+
 class SafetensorsReader:
     """The tensors of a Hugging Face folder, read lazily; raises CheckpointError for missing or damaged files."""
 
@@ -96,21 +111,12 @@ class SafetensorsReader:
         files = self._files()
         self._file_of: dict[str, str] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.shapes: dict[str, Shape] = {}
         for name in files:
             self._open(name)
 
     def _files(self) -> list[str]:
-        if (self._directory / SINGLE_FILE).is_file():
-            return [SINGLE_FILE]
-        index = self._directory / INDEX_FILE
-        try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{self._directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}. Save it as safetensors (save_pretrained)."
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} cannot be read: {error!r}.") from None
+        return files_of(self._directory, SINGLE_FILE, INDEX_FILE)
 
     def _open(self, name: str) -> None:
         path = self._directory / name
@@ -119,11 +125,13 @@ class SafetensorsReader:
                 for tensor in file.keys():  # noqa: SIM118 (not a dict)
                     if tensor in self._file_of:
                         raise CheckpointError(f"tensor {tensor} is both in {self._file_of[tensor]} and in {name}.")
-                    type_name = file.get_slice(tensor).get_dtype()
-                    if type_name not in DTYPES:
+                    piece = file.get_slice(tensor)
+                    type_name, known = piece.get_dtype(), {**DTYPES, **INTEGERS}
+                    if type_name not in known:
                         raise CheckpointError(f"{path}: {tensor} is stored as {type_name}; weights must be one of {', '.join(DTYPES)}.")
                     self._file_of[tensor] = name
-                    self.dtypes[tensor] = DTYPES[type_name]
+                    self.dtypes[tensor] = known[type_name]
+                    self.shapes[tensor] = tuple(piece.get_shape())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from None
 

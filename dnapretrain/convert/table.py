@@ -88,6 +88,22 @@ class GroupedQKV:
 
 
 @dataclass(frozen=True)
+class ConcatenatedQKV:
+    """One Hugging Face tensor with all query rows, then all key rows, then all value rows; the native one is grouped by head."""
+
+    grouped: GroupedQKV
+
+    def split(self, native: Tensor) -> tuple[Tensor, ...]:
+        """The concatenation."""
+        return (torch.cat(self.grouped.split(native)),)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The fused rows, grouped."""
+        queries, keys = self.grouped.heads * self.grouped.head_dim, self.grouped.groups * self.grouped.head_dim
+        return self.grouped.join(parts[0].split((queries, keys, keys)))
+
+
+@dataclass(frozen=True)
 class StackedRows:
     """Equal blocks of rows below each other: [gate; up]."""
 
@@ -116,8 +132,8 @@ class Entry:
 class Family:
     """A Hugging Face architecture that our checkpoints convert to and from."""
 
-    model_type: str
-    """`model_type` of its config.json."""
+    name: str
+    """What messages call it."""
     task: Literal["text-generation", "fill-mask"]
     """The pipeline of transformers that it is for."""
     entries: Callable[[ModelConfig, int, Tokenizer], list[Entry]]
@@ -128,12 +144,21 @@ class Family:
     """Content of config.json -> model section; ConfigError names a field we cannot express."""
     token_ids: tuple[str, ...] = ()
     """Fields of config.json with ids that the network itself uses; the tokenizer must have the same."""
-    extra: Callable[[ModelConfig, torch.dtype], list[NamedTensor]] = lambda model, dtype: []
-    """(model, dtype of the weights) -> tensors that its class loads and that no native tensor holds; written, never read."""
+    extra: Callable[[ModelConfig, int, Tokenizer, torch.dtype], list[NamedTensor]] = lambda model, max_positions, tokenizer, dtype: []
+    """(model, max_positions, tokenizer, dtype of the weights) -> tensors that its folders hold and the network never reads."""
+    aliases: Callable[[ModelConfig], dict[str, str]] = lambda model: {}
+    """Name of a second copy that its folders may hold -> name in the table; where a folder has it, the two are held to be equal."""
+    writes_aliases: bool = False
+    """Exported folders hold the copies too, as the published ones do."""
+    shipped: tuple[str, ...] = ()
+    """Files of convert/shipped that an exported folder needs: none where stock transformers has the class."""
+    tokenizers: tuple[str, ...] = ()
+    """Published kinds (TokenizerConfig.kind) that its models came with: for folders without any tokenizer file."""
     spellings: tuple[tuple[str, str], ...] = ()
     """(ending of a stored name, ending in the table) of names that transformers has written in two ways."""
     unread: str = ""
-    """Pattern of the names that are left out, and counted, when a folder is read: `extra` in all its spellings, and leftovers."""
+    """Pattern of the names that no native tensor holds: `extra` in all its spellings, and leftovers. A folder's own are kept beside
+    the native weights, and written back."""
 
     def table_name(self, stored: str) -> str:
         """What the table calls the tensor that a folder calls `stored`."""
@@ -147,9 +172,9 @@ def native_to_hf(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Ite
     """Yield (Hugging Face name, contiguous tensor) in table order; `read` returns a native tensor by name."""
     for entry in entries:
         native = read(entry.native)
-        _check_shape("native", entry.native, native, entry.native_shape)
+        check_shapes("native", {entry.native: native.shape}, {entry.native: entry.native_shape})
         for (name, shape), part in zip(entry.hf, entry.layout.split(native), strict=True):
-            _check_shape("Hugging Face", name, part, shape)
+            check_shapes("Hugging Face", {name: part.shape}, {name: shape})
             yield name, part.contiguous()
 
 
@@ -158,10 +183,55 @@ def hf_to_native(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> Ite
     for entry in entries:
         parts = [read(name) for name, _ in entry.hf]
         for (name, shape), part in zip(entry.hf, parts, strict=True):
-            _check_shape("Hugging Face", name, part, shape)
+            check_shapes("Hugging Face", {name: part.shape}, {name: shape})
         native = entry.layout.join(parts)
-        _check_shape("native", entry.native, native, entry.native_shape)
+        check_shapes("native", {entry.native: native.shape}, {entry.native: entry.native_shape})
         yield entry.native, native.contiguous()
+
+
+def weight_and_bias(native: str, hf: str, *shape: int, bias: bool = True) -> list[Entry]:
+    """A norm's or linear layer's tensors; `shape` is that of the weight, and the bias is as long as its first axis."""
+    table = [Entry(f"{native}weight", shape, ((f"{hf}.weight", shape),), Same())]
+    return [*table, Entry(f"{native}bias", shape[:1], ((f"{hf}.bias", shape[:1]),), Same())] if bias else table
+
+
+def separate_qkv(model: ModelConfig, native: str, hf: str) -> list[Entry]:
+    """Weight and bias of queries, keys and values that are three layers there and one here; every head has its own key and value."""
+    hidden, heads = model.hidden_size, model.num_attention_heads
+    return [
+        Entry(
+            f"{native}{kind}",
+            (3 * hidden, *columns),
+            tuple((f"{hf}{part}.{kind}", (hidden, *columns)) for part in ("query", "key", "value")),
+            GroupedQKV(heads, heads, model.head_dim),
+        )
+        for kind, columns in (("weight", (hidden,)), ("bias", ()))
+    ]
+
+
+def check_settings(model: ModelConfig, class_name: str, can: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise ConfigError naming the first setting of which `class_name` has not the value that `model` has."""
+    for name, values in can.items():
+        value = getattr(model, name)
+        if value not in values:
+            raise ConfigError(
+                f"model.{name} = {value} cannot be expressed by {class_name}, which has {' or '.join(map(str, values))}. "
+                "Such a model trains and evaluates, but has no Hugging Face folder."
+            )
+
+
+def check_head_widths(model: ModelConfig, class_name: str) -> None:
+    """Raise ConfigError unless every head has a key and a value of its own, and all heads together are as wide as the hidden states."""
+    problems = (
+        ("num_query_groups", model.query_groups, model.num_attention_heads),
+        ("num_attention_heads x kv_channels", model.num_attention_heads * model.head_dim, model.hidden_size),
+    )
+    for name, value, only in problems:
+        if value != only:
+            raise ConfigError(
+                f"model.{name} = {value} cannot be expressed by {class_name}, which has {only}. "
+                "Such a model trains and evaluates, but has no Hugging Face folder."
+            )
 
 
 def check_expressible(hf: Mapping[str, Any], fixed: Mapping[str, Any], what: str) -> None:
@@ -178,21 +248,24 @@ def check_whole_numbers(hf: Mapping[str, Any], fields: Iterable[str], what: str)
             raise ConfigError(f"config.json: {field} = {hf.get(field)!r} is not a whole number. {what} must give it.")
 
 
-def check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise CheckpointError unless both hold the same names, each once."""
+def check_names(what: str, found: Iterable[str], expected: Iterable[str], shapes: Mapping[str, Shape] | None = None) -> None:
+    """Raise CheckpointError unless both hold the same names, each once; `shapes` are said of those that are missing."""
     have, want = Counter(iter(found)), Counter(iter(expected))
     repeated = sorted(name for name in {**have, **want} if have[name] > 1 or want[name] > 1)
     missing, unexpected = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
     problems = (("named twice", repeated), ("missing", missing), ("unexpected", unexpected))
-    text = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems if names)
+    text = "; ".join(f"{len(names)} {problem}: {_some(names, shapes or {})}" for problem, names in problems if names)
     if text:
         raise CheckpointError(f"{what}: {text}. The model section and the tensors must describe the same model.")
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+def check_shapes(world: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raise CheckpointError naming the first tensor of `expected` that has another shape in `found`."""
+    for name, shape in expected.items():
+        if tuple(found[name]) != tuple(shape):
+            raise CheckpointError(f"{world} tensor {name} has shape {tuple(found[name])}; the model section asks for {tuple(shape)}.")
 
 
-def _check_shape(world: str, name: str, tensor: Tensor, shape: Shape) -> None:
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{world} tensor {name} has shape {tuple(tensor.shape)}; the model section asks for {shape}.")
+def _some(names: Sequence[str], shapes: Mapping[str, Shape]) -> str:
+    said = (f"{name} {tuple(shapes[name])}" if name in shapes else name for name in names[:4])
+    return ", ".join(said) + (", ..." if len(names) > 4 else "")
