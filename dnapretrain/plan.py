@@ -211,7 +211,9 @@ def _run_length(config: RunConfig, bases_per_token: int) -> dict[str, int]:
     steps = config.train.train_steps
     samples = config.samples_after(steps)
     tokens = samples * config.data.sequence_length
-    return {"steps": steps, "samples": samples, "tokens": tokens, "bases_at_most": tokens * bases_per_token}
+    tokenizer = config.tokenizer  # of the masked objective both ends of a sample are tokens without bases
+    ends = tokenizer.add_bos + tokenizer.add_eos if config.is_masked else 0
+    return {"steps": steps, "samples": samples, "tokens": tokens, "bases_at_most": (tokens - samples * ends) * bases_per_token}
 
 
 def _compute(config: RunConfig, vocab_size: int, num_gpus: int, gpu: Gpu, mfu: float) -> dict[str, Any]:

@@ -148,3 +148,11 @@ def test_the_verb_shows_it(name, capsys):
     assert f"\n{name} " in f"\n{capsys.readouterr().out}"
     assert main(["recipes", name]) == 0
     assert capsys.readouterr().out == read_recipe(name)
+
+
+def test_a_dictionary_of_names_is_replaced_as_a_whole(tmp_path):
+    assert load_config("nt-v2-500m").data.valid
+    (tmp_path / "mine.yaml").write_text("recipe: nt-v2-500m\ndata: {valid: {}}\n")
+    assert load_config(tmp_path / "mine.yaml").data.valid == {}
+    for name in TINY:
+        assert load_config(name).data.valid == {}

@@ -71,9 +71,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
-        if not hasattr(parsed, "overrides") or any(argument.startswith("-") for argument in rest):
+        last = next((name for name in ("overrides", "loci") if hasattr(parsed, name)), None)
+        if last is None or any(argument.startswith("-") for argument in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        parsed.overrides += rest
+        getattr(parsed, last).extend(rest)
     return parsed
 
 

@@ -124,8 +124,8 @@ def add_dedup(verbs: Any) -> None:
         help="exact and near duplicates in shards, and a BED file of what to leave out",
         description="The first shard given keeps its own; within a shard the longest document does. Exact: the same bases, on either "
         "strand, in either case. Near: a piece of which at least the share --near of its k-mers stands in pieces that stay (0.9 at k = 31: "
-        "bases that differ at about 0.34 %% or less). The BED file fits `preprocess --exclude-bed` where each contig name belongs to one "
-        "assembly; other contigs are named assembly:contig. Its names are the numbers of clusters.",
+        "bases that differ at about 0.34 % or less). The BED file fits `preprocess --exclude-bed`: contigs of a name that "
+        "several assemblies have are written assembly:contig. Its names are the numbers of clusters.",
     )
     verb.add_argument("prefixes", nargs="+", type=Path, metavar="SHARD", help="prefix of a base shard")
     verb.add_argument("--near", type=float, default=0.9, metavar="SHARE", help="of the k-mers of a piece (default 0.9)")

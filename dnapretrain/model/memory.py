@@ -21,7 +21,7 @@ MEMORY_FORMULA = {
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
     "attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
-    "document mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
+    "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
     "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
     "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer",
     "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 3 % of the rest for the allocator",

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dnapretrain.data.shards.edits import HEADER as EDITS_HEADER
 from dnapretrain.data.shards.edits import ROW_BYTES
 from dnapretrain.data.shards.encode import check_encoding, pack_staged
-from dnapretrain.data.shards.indexed_dataset import BLOCK, MAGIC, VERSION, index_blocks
+from dnapretrain.data.shards.indexed_dataset import BLOCK, MAGIC, PACKED, VERSION, index_blocks
 from dnapretrain.data.shards.indexed_dataset import HEADER as INDEX_HEADER
 from dnapretrain.data.shards.manifest import base_manifest, manifest_bytes, sum_counts
-from dnapretrain.data.shards.packed import ASCII, TWO_BIT
-from dnapretrain.data.shards.shard import DATA_KINDS, EDITS, HAPLOTYPES, LABELS, encoding_of, read_manifest, shard_file
-from dnapretrain.data.shards.writer import FileWriter, commit, read_stretch, staging_folder
+from dnapretrain.data.shards.packed import ASCII, EXCEPTIONS, TWO_BIT
+from dnapretrain.data.shards.shard import DATA_KINDS, EDITS, HAPLOTYPES, LABELS, encoding_of, open_shard, read_manifest, shard_file
+from dnapretrain.data.shards.writer import COPY_BYTES, FileWriter, commit, read_stretch, staging_folder
 from dnapretrain.errors import ConfigError, DataError
 
 SECTIONS = ("haplotypes", "extraction")
@@ -29,7 +29,7 @@ SECTIONS = ("haplotypes", "extraction")
 def merge(
     prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = False, move: bool = False, encoding: str = ASCII
 ) -> dict[str, Any]:
-    """Join ASCII shards in the order given, the result in `encoding`; return the manifest.
+    """Join shards of either encoding in the order given, the result in `encoding`; return the manifest.
 
     The result is byte for byte what one preprocess of all their inputs in this order writes. Every digest is checked while
     its file is read; memory does not grow with the bases. `move` removes the shards once the result is complete.
@@ -69,17 +69,19 @@ def _check(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], output: P
         if path.resolve() == output.resolve():
             raise DataError(f"{path}: --output is one of the shards to merge. Choose another --output")
         seen[path.resolve()] = path
-    for path, manifest in zip(paths, manifests, strict=True):
-        if encoding_of(manifest) != ASCII:
-            raise DataError(f"{path} is packed ({encoding_of(manifest)}). Make it with --encoding ascii; merge packs the result on request")
     first = manifests[0]
     for path, manifest in zip(paths[1:], manifests[1:], strict=True):
         if _kind(manifest) != _kind(first):
             raise DataError(f"{paths[0]} holds {_kind(first)}, {path} {_kind(manifest)}. Merge shards of one kind only")
         _check_cleaning(paths[0], first["cleaning"], path, manifest["cleaning"])
-        if set(manifest["files"]) != set(first["files"]):
+        if set(_kinds(manifest)) != set(_kinds(first)):
             raise DataError(f"{paths[0]} has the files {', '.join(first['files'])}, {path} {', '.join(manifest['files'])}")
     _check_sources(paths, manifests)
+
+
+def _kinds(manifest: dict[str, Any]) -> list[str]:
+    """The files of a shard in ASCII."""
+    return [kind for kind in manifest["files"] if kind != EXCEPTIONS]
 
 
 def _kind(manifest: dict[str, Any]) -> str:
@@ -122,7 +124,7 @@ def _join(staging: Path, paths: Sequence[Path], manifests: Sequence[dict[str, An
         if tail is not None:
             writers[EDITS].write(EDITS_HEADER)
         for path, manifest in zip(paths, manifests, strict=True):
-            for data in _checked(path, manifest, "bin"):
+            for data in _bases(path, manifest):
                 writers["bin"].write(data)
             for data in _checked(path, manifest, "bed"):
                 writers["bed"].write(data)
@@ -139,7 +141,21 @@ def _join(staging: Path, paths: Sequence[Path], manifests: Sequence[dict[str, An
                 writers[EDITS].write((np.frombuffer(data, "<i8") // ROW_BYTES).astype("<i8").tobytes())
         for block in index_blocks(np.memmap(lengths.path, "<i4", "r")):
             writers["idx"].write(block)
-    return {kind: writers[kind].entry() for kind in manifests[0]["files"]}
+    return {kind: writers[kind].entry() for kind in _kinds(manifests[0])}
+
+
+def _bases(prefix: Path, manifest: dict[str, Any]) -> Iterator[memoryview]:
+    """The bases of a shard in ASCII. Raises DataError where they are not those of the manifest."""
+    if encoding_of(manifest) == ASCII:
+        yield from _checked(prefix, manifest, "bin")
+        return
+    shard, digest = open_shard(prefix), xxhash.xxh3_128()
+    for start in range(0, len(shard.bases), COPY_BYTES):
+        piece = np.asarray(shard.bases[start : start + COPY_BYTES])
+        digest.update(piece.data)
+        yield piece.data
+    if digest.hexdigest() != shard.digest:
+        raise DataError(f"{prefix}: its bases are not those of the manifest ({shard.digest}): the files were changed. Copy the shard again")
 
 
 def _checked(prefix: Path, manifest: dict[str, Any], kind: str, start: int = 0, end: int | None = None) -> Iterator[memoryview]:
@@ -168,7 +184,8 @@ def _append_lengths(prefix: Path, manifest: dict[str, Any], lengths: FileWriter)
     documents = int(manifest["counts"]["documents"])
     start, end = INDEX_HEADER.size, INDEX_HEADER.size + 4 * documents
     head = b"".join(map(bytes, _checked(prefix, manifest, "idx", 0, start)))
-    if head != INDEX_HEADER.pack(MAGIC, VERSION, 1, documents, documents + 1):
+    code = 1 if encoding_of(manifest) == ASCII else PACKED
+    if head != INDEX_HEADER.pack(MAGIC, VERSION, code, documents, documents + 1):
         raise DataError(f"{path}: not the index of {documents} documents, as the manifest says. Run dnapretrain preprocess again")
     total = 0
     rest = b""
@@ -178,10 +195,9 @@ def _append_lengths(prefix: Path, manifest: dict[str, Any], lengths: FileWriter)
         whole = len(rest) // 4 * 4
         total += int(np.frombuffer(rest[:whole], "<i4").sum(dtype=np.int64))
         rest = rest[whole:]
-    if total != manifest["files"]["bin"]["size"]:
-        raise DataError(
-            f"{path}: documents of {total} bases together, but the .bin holds {manifest['files']['bin']['size']}. Copy it again"
-        )
+    held = manifest.get("bases", manifest["files"]["bin"])["size"]
+    if total != held:
+        raise DataError(f"{path}: documents of {total} bases together, but the .bin holds {held}. Copy it again")
     return documents
 
 

@@ -401,7 +401,7 @@ def test_the_rule_for_contig_names_does_not_choose_between_two(tmp_path):
         (("promoter", None, None), "go together"),
         (("gene", None, "10:20"), "go together"),
         (("gene,promoter", None, "10"), "'10' is not UP:DOWN"),
-        (("gene,promoter", None, "0:0"), "count bases"),
+        (("gene,promoter", None, "0:0"), "bases are counted from 0"),
     ],
 )
 def test_bad_lists(arguments, message):

@@ -142,3 +142,21 @@ def test_labels_have_one_header(tmp_path):
     assert len(tables[2]) == len(open_shard(tmp_path / "s").lengths) + 1
     assert json.loads((tmp_path / "s.json").read_text())["counts"]["documents"] == 2
     assert (tmp_path / "s.bin").stat().st_size == 60
+
+
+@pytest.mark.parametrize("encodings", [("2bit", "2bit"), ("ascii", "2bit")])
+def test_packed_shards_are_joined_too(tmp_path, inputs, encodings):
+    preprocess(inputs, tmp_path / "ascii")
+    preprocess(inputs, tmp_path / "packed", encoding="2bit")
+    for name, part, encoding in zip("xy", (inputs[:2], inputs[2:]), encodings, strict=True):
+        preprocess(part, tmp_path / name, encoding=encoding)
+    merge([tmp_path / "x", tmp_path / "y"], tmp_path / "s")
+    assert shard_bytes(tmp_path / "s") == shard_bytes(tmp_path / "ascii")
+    merge([tmp_path / "x", tmp_path / "y"], tmp_path / "t", encoding="2bit")
+    assert shard_bytes(tmp_path / "t") == shard_bytes(tmp_path / "packed")
+    assert (tmp_path / "t.exceptions").read_bytes() == (tmp_path / "packed.exceptions").read_bytes()
+    damaged = bytearray((tmp_path / "y.bin").read_bytes())
+    damaged[1000] ^= 1
+    (tmp_path / "y.bin").write_bytes(damaged)
+    with pytest.raises(DataError, match="changed"):
+        merge([tmp_path / "x", tmp_path / "y"], tmp_path / "u")
