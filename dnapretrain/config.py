@@ -95,15 +95,19 @@ class SourceConfig(Section):
 
 
 class StageConfig(Section):
-    """A stretch of training with a blend of its own."""
+    """A stretch of training with a blend and a context length of its own."""
 
     until_step: int | None = Field(None, gt=0)
     until_samples: int | None = Field(None, gt=0)
-    """Where the stage ends, in one of the two; the last stage has neither. Each source goes on where the stage before left it."""
+    """Where the stage ends, in one of the two; the last stage has neither. Each source goes on where the last stage of this sequence_length
+    left it."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """One for each source of data.train, in their order; 0: not in this stage. Default: those of data.train."""
     blend_alpha: float | None = Field(None, ge=0, le=1)
     """Default: data.blend_alpha."""
+    sequence_length: int | None = Field(None, gt=1)
+    """Tokens per sample; default: data.sequence_length. Batches keep their number of samples. Samples of another length are cut anew:
+    the first stage of a length reads each source from its beginning, in an order of its own."""
 
 
 class SplitConfig(Section):
@@ -156,12 +160,12 @@ class DataConfig(Section):
     """Sources are blended by weight x (training bases)^blend_alpha. 0: by weight alone; 1: in proportion to their size; between:
     small ones are read more often than that (0.3 is usual; a temperature T is 1/T)."""
     stages: tuple[StageConfig, ...] = ()
-    """Blends that follow each other; default: one for the whole run. Those to come may be changed while a run goes on."""
+    """Blends and lengths that follow each other; default: one for the whole run. Those to come may be changed while a run goes on."""
     valid: dict[str, Path] = {}
     """Named held-out shards, beside what `split` holds out of the training shards."""
     split: SplitConfig = SplitConfig()
     sequence_length: int = Field(gt=1)
-    """Tokens per sample."""
+    """Tokens per sample, in held-out sets and where data.stages do not say otherwise."""
     sampling: Literal["windows", "packed"] = "windows"
     """windows: each sample lies within one document; packed: documents joined by separators fill each sample."""
     document_attention: bool = False
@@ -200,6 +204,16 @@ class DataConfig(Section):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"valid": value} if isinstance(value, (str, Path)) else value
+
+    @property
+    def training_lengths(self) -> tuple[int, ...]:
+        """Tokens per training sample in each stage, in their order; one where there are no stages."""
+        return tuple(stage.sequence_length or self.sequence_length for stage in self.stages) or (self.sequence_length,)
+
+    @property
+    def longest_length(self) -> int:
+        """Tokens of the longest sample, held-out ones too."""
+        return max(self.sequence_length, *self.training_lengths)
 
 
 PUBLISHED_TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -465,6 +479,14 @@ class RunConfig(Section):
             samples += size
         return samples
 
+    def steps_before(self, samples: int) -> tuple[int, int]:
+        """Steps that read nothing but the first `samples` samples, and how many samples they leave over for the next step."""
+        steps, consumed, full = 0, 0, self.train.global_batch_size
+        while (size := self.global_batch_size(consumed)) < full and consumed + size <= samples:
+            steps, consumed = steps + 1, consumed + size
+        more = (samples - consumed) // full if size == full else 0
+        return steps + more, samples - consumed - more * full
+
     def num_microbatches(self, data_parallel_size: int, batch_size: int | None = None) -> int:
         """Micro-batches on each of `data_parallel_size` ranks for a step of `batch_size` samples (default: global_batch_size)."""
         return (batch_size or self.train.global_batch_size) // (self.train.micro_batch_size * data_parallel_size)
@@ -492,7 +514,7 @@ class RunConfig(Section):
     @property
     def max_positions(self) -> int:
         """Longest input in tokens."""
-        return self.model.max_position_embeddings or self.data.sequence_length
+        return self.model.max_position_embeddings or self.data.longest_length
 
     @property
     def lr_decay_steps(self) -> int:

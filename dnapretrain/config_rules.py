@@ -41,7 +41,7 @@ DECODER_HAS = {
 
 def check_rules(config: RunConfig) -> None:
     """Rules between settings that hold whatever the number of ranks."""
-    model, parallel, train, data, split = config.model, config.parallel, config.train, config.data, config.data.split
+    model, parallel, train, split = config.model, config.parallel, config.train, config.data.split
     tp, pp, vpp = (
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
@@ -68,13 +68,13 @@ def check_rules(config: RunConfig) -> None:
     if parallel.sequence_parallel:
         if tp == 1:
             raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
-        _divides("data.sequence_length", data.sequence_length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
+        for name, length in _lengths(config):
+            _divides(name, length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
     if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
         raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
-    if config.max_positions < data.sequence_length:
-        raise ConfigError(
-            f"data.sequence_length = {data.sequence_length} exceeds model.max_position_embeddings = {config.max_positions}. Change one."
-        )
+    for name, length in _lengths(config):
+        if config.max_positions < length:
+            raise ConfigError(f"{name} = {length} exceeds model.max_position_embeddings = {config.max_positions}. Change one.")
     _divides("train.global_batch_size", train.global_batch_size, "train.micro_batch_size", train.micro_batch_size, "Change one of the two.")
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(f"optim.min_lr = {config.optim.min_lr} exceeds optim.lr = {config.optim.lr}. Lower it.")
@@ -97,8 +97,22 @@ def check_rules(config: RunConfig) -> None:
     _check_stages(config)
 
 
+def _lengths(config: RunConfig) -> list[tuple[str, int]]:
+    """The key and value of each length of samples in tokens."""
+    stages = enumerate(config.data.stages, 1)
+    of_stages = [(f"sequence_length of stage {number} of data.stages", stage.sequence_length) for number, stage in stages]
+    return [("data.sequence_length", config.data.sequence_length), *((name, length) for name, length in of_stages if length)]
+
+
 def _check_windows(config: RunConfig) -> None:
     data, tokenizer, window = config.data, config.tokenizer, config.data.window_length
+    lengths = sorted({data.sequence_length, *data.training_lengths})
+    for name in ("stride", "window_length"):
+        if len(lengths) > 1 and getattr(data, name):
+            raise ConfigError(
+                f"data.{name} = {getattr(data, name)} bases is for samples of one length; those here have {lengths} tokens. Remove it: "
+                "windows then touch, and are as long as their tokens."
+            )
     if data.sampling == "packed":
         for name in ("stride", "window_length", "window_jitter"):
             if getattr(data, name):
@@ -159,10 +173,9 @@ def _check_tokenizer(config: RunConfig) -> None:
         raise ConfigError(f"tokenizer.add_eos: tokenizer.kind={tokenizer.kind} ends samples with no token. Set it to false.")
     if not config.is_masked:
         raise ConfigError("tokenizer.add_eos is for the masked objective (model.kind=encoder). Set it to false.")
-    if data.sequence_length < 2 + tokenizer.add_bos:
-        raise ConfigError(
-            f"data.sequence_length = {data.sequence_length} leaves no token for bases between the two ends of a sample. Raise it."
-        )
+    for name, length in _lengths(config):
+        if length < 2 + tokenizer.add_bos:
+            raise ConfigError(f"{name} = {length} leaves no token for bases between the two ends of a sample. Raise it.")
 
 
 def _check_objective(config: RunConfig) -> None:
@@ -192,10 +205,9 @@ def _check_objective(config: RunConfig) -> None:
             f"data.masking.mask_replace_prob = {masking.mask_replace_prob} and random_replace_prob = {masking.random_replace_prob} are "
             "shares of the chosen tokens and exceed 1 together. Lower one."
         )
-    if masking.span_length > config.data.sequence_length:
-        raise ConfigError(
-            f"data.masking.span_length = {masking.span_length} exceeds data.sequence_length = {config.data.sequence_length}. Lower it."
-        )
+    for name, length in _lengths(config):
+        if masking.span_length > length:
+            raise ConfigError(f"data.masking.span_length = {masking.span_length} exceeds {name} = {length}. Lower it.")
     if model.ffn_dropout == "inner" and not model.hidden_dropout:
         raise ConfigError("model.ffn_dropout=inner says where model.hidden_dropout falls, which is 0. Set one of the two.")
 
@@ -250,6 +262,7 @@ def _check_stages(config: RunConfig) -> None:
                 f"{name} ends at sample {by_samples.until_samples}, where the one before it has ended already ({end}). Raise it."
             )
         end = by_samples.until_samples or 0
+        _check_length_begins_a_step(config, number, end)
         if stage.weights is not None and len(stage.weights) != len(sources):
             raise ConfigError(f"{name} has {len(stage.weights)} weights for the {len(sources)} sources of data.train. Give one for each.")
         if stage.weights is not None and not any(stage.weights):
@@ -257,6 +270,17 @@ def _check_stages(config: RunConfig) -> None:
     for number, source in enumerate(sources):
         if stages and not any(stage.weights is None or stage.weights[number] for stage in stages):
             raise ConfigError(f"source {source.prefix} of data.train has weight 0 in every stage of data.stages. Remove it, or raise one.")
+
+
+def _check_length_begins_a_step(config: RunConfig, number: int, end: int) -> None:
+    lengths = config.data.training_lengths
+    steps, over = config.steps_before(end)
+    if number < len(lengths) and lengths[number - 1] != lengths[number] and over:
+        near = " or ".join(str(config.samples_after(count)) for count in (steps, steps + 1) if count)
+        raise ConfigError(
+            f"stage {number} of data.stages ends at sample {end}, within step {steps + 1}, where the length changes from "
+            f"{lengths[number - 1]} to {lengths[number]} tokens: a step has samples of one. Use until_step, or until_samples={near}."
+        )
 
 
 def check_world(config: RunConfig, world_size: int) -> int:

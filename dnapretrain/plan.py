@@ -13,6 +13,7 @@ from typing import Any
 
 from dnapretrain.config import RunConfig, TokenizerConfig, config_from_dict, padded_vocab_size
 from dnapretrain.config_rules import check_world
+from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
@@ -74,7 +75,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
     return {
         "gpu": {**asdict(gpu), "count": num_gpus, "per_node": GPUS_PER_NODE},
         "model": {**config.model.model_dump(), "head_dim": config.model.head_dim, "query_groups": config.model.query_groups},
-        "sequence_length": config.data.sequence_length,
+        "sequence_length": max(stage["sequence_length"] for stage in _stages_of_run(config)),
         "precision": config.train.precision,
         "vocab_size": vocab_size,
         "padded_vocab_size": padded_vocab_size(vocab_size),
@@ -168,7 +169,7 @@ def _with_layout(config: RunConfig, num_gpus: int, tp: int, pp: int, micro_batch
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=None,
-        sequence_parallel=tp > 1 and config.data.sequence_length % tp == 0,
+        sequence_parallel=tp > 1 and not any(length % tp for length in (config.data.sequence_length, *config.data.training_lengths)),
         use_distributed_optimizer=num_gpus > tp * pp or config.parallel.use_distributed_optimizer,
     )
     return config_from_dict(tree)
@@ -207,30 +208,55 @@ def _rule(message: str) -> str:
     return re.sub(r"\d+", "#", message.split(". ")[0])
 
 
+def _stages_of_run(config: RunConfig) -> list[dict[str, int]]:
+    """The lengths of samples in their order, each with its first step and its samples up to the end of the run."""
+    samples = config.samples_after(config.train.train_steps)
+    stages = [stage for stage in length_stages(config.data_by_samples()) if stage.start < samples]
+    ends = [*(stage.start for stage in stages[1:]), samples]
+    return [
+        {"from_step": config.steps_before(stage.start)[0] + 1, "sequence_length": stage.length, "samples": end - stage.start}
+        for stage, end in zip(stages, ends, strict=True)
+    ]
+
+
 def _run_length(config: RunConfig, bases_per_token: int) -> dict[str, int]:
     steps = config.train.train_steps
     samples = config.samples_after(steps)
-    tokens = samples * config.data.sequence_length
+    tokens = sum(stage["samples"] * stage["sequence_length"] for stage in _stages_of_run(config))
     tokenizer = config.tokenizer  # of the masked objective both ends of a sample are tokens without bases
     ends = tokenizer.add_bos + tokenizer.add_eos if config.is_masked else 0
     return {"steps": steps, "samples": samples, "tokens": tokens, "bases_at_most": (tokens - samples * ends) * bases_per_token}
 
 
 def _compute(config: RunConfig, vocab_size: int, num_gpus: int, gpu: Gpu, mfu: float) -> dict[str, Any]:
-    """FLOPs, and the time they take at the assumed share of the bf16 peak; no time in fp32, which the data sheet's peak is not for."""
-    per_token = flops_per_token(config.model, config.data.sequence_length, vocab_size)
-    tokens_per_step = config.train.global_batch_size * config.data.sequence_length
-    tokens = config.samples_after(config.train.train_steps) * config.data.sequence_length
+    """FLOPs, and the time they take at the assumed share of the bf16 peak; no time in fp32, which the data sheet's peak is not for.
+
+    Of several lengths, a token and a step are those of the longest; `stages` has those of each, and the run is the sum over them.
+    """
     rate = num_gpus * gpu.bf16_tflops * 1e12 * mfu if config.train.precision == "bf16" else None
+    stages: list[dict[str, Any]] = []
+    for stage in _stages_of_run(config):
+        per_token = flops_per_token(config.model, stage["sequence_length"], vocab_size)
+        tokens_per_step = config.train.global_batch_size * stage["sequence_length"]
+        costs = {
+            "flops_per_token": per_token,
+            "tokens_per_step": tokens_per_step,
+            "seconds_per_step": rate and per_token * tokens_per_step / rate,
+        }
+        stages.append({**stage, **costs})
+    longest = max(stages, key=lambda stage: int(stage["sequence_length"]))
+    per_token, tokens_per_step = longest["flops_per_token"], longest["tokens_per_step"]
+    flops_of_run = sum(stage["flops_per_token"] * (stage["samples"] * stage["sequence_length"]) for stage in stages)
     return {
         "flops_per_token": per_token,
         "tokens_per_step": tokens_per_step,
         "flops_per_step": per_token * tokens_per_step,
-        "flops_of_run": per_token * tokens,
+        "flops_of_run": flops_of_run,
         "assumed_mfu": mfu,
-        "seconds_per_step": rate and per_token * tokens_per_step / rate,
+        "seconds_per_step": longest["seconds_per_step"],
         "tokens_per_second": rate and rate / per_token,
-        "days": rate and per_token * tokens / rate / 86_400,
+        "days": rate and flops_of_run / rate / 86_400,
+        "stages": stages,
     }
 
 
@@ -256,6 +282,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"FLOPs        {compute['flops_per_token']:.4g} per token, {compute['flops_per_step']:.4g} per step, "
         f"{compute['flops_of_run']:.4g} for the run",
         f"time         {_time(compute, gpu['count'])}",
+        *_stage_lines(compute["stages"]),
         "",
     ]
     lines += _layout_table(plan)
@@ -323,6 +350,20 @@ def _time(compute: dict[str, Any], num_gpus: int) -> str:
         f"{compute['seconds_per_step']:,.3g} s per step, {compute['tokens_per_second']:,.0f} tokens/s, {compute['days']:,.3g} days, "
         f"{compute['days'] * 24 * num_gpus:,.0f} GPU-hours, if MFU is {compute['assumed_mfu']:.0%} (assumed: --mfu)"
     )
+
+
+def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
+    """The lengths of a run that has several."""
+    if len(stages) == 1:
+        return []
+    lines = ["lengths      a step above is one of the longest samples, and memory is that of the longest stage"]
+    for stage in stages:
+        seconds = "" if stage["seconds_per_step"] is None else f", {stage['seconds_per_step']:,.3g} s per step"
+        lines.append(
+            f"             from step {stage['from_step']:,}: sequence {stage['sequence_length']:,}, {stage['samples']:,} samples, "
+            f"{stage['tokens_per_step']:,} tokens per step, {stage['flops_per_token']:.4g} FLOPs per token{seconds}"
+        )
+    return lines
 
 
 def _wrapped(name: str, text: str) -> list[str]:

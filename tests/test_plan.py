@@ -140,6 +140,25 @@ def test_a_ramp_makes_the_run_shorter():
     assert run == {"steps": 1000, "samples": 121_600, "tokens": 121_600 * 16_384, "bases_at_most": 121_600 * 16_384 * 6}
 
 
+def test_lengths_are_summed_over_the_run_and_memory_is_that_of_the_longest():
+    stages = [{"until_step": 900, "sequence_length": 4096}, {"until_step": 5000}, {"sequence_length": 32_768}]
+    config, plain = (
+        generator(data={"stages": stages}),
+        {length: generator(data={"sequence_length": length}) for length in (4096, 16_384, 32_768)},
+    )
+    plan = make_plan(config, 64, gpu_by_kind("h100"), 0.4)
+    whole = {length: make_plan(of_length, 64, gpu_by_kind("h100"), 0.4) for length, of_length in plain.items()}
+    assert plan["run"]["tokens"] == 128 * (900 * 4096 + 100 * 16_384) and plan["run"]["samples"] == 128_000
+    for name in ("flops_of_run", "days"):
+        assert plan["compute"][name] == pytest.approx(0.9 * whole[4096]["compute"][name] + 0.1 * whole[16_384]["compute"][name])
+    assert plan["sequence_length"] == 16_384, "the last stage is beyond the end of the run"
+    assert plan["compute"]["seconds_per_step"] == whole[16_384]["compute"]["seconds_per_step"]
+    assert [stage["from_step"] for stage in plan["compute"]["stages"]] == [1, 901]
+    assert [layout["memory"] for layout in plan["legal_layouts"]] == [layout["memory"] for layout in whole[32_768]["legal_layouts"]]
+    assert "from step 901: sequence 16,384, 12,800 samples, 2,097,152 tokens per step" in format_plan(plan)
+    assert "from step" not in format_plan(whole[4096])
+
+
 def test_command_line(recipe, capsys):
     assert main(["plan", str(recipe), "--gpus", "64", "--gpu", "H100", "parallel.tp=4", "--json", "--mfu", "0.3"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import Batch, SampleStream
 
 
@@ -54,7 +55,7 @@ class BatchPlace:
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
-def step_batches(stream: SampleStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
+def step_batches(stream: TrainStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
     """One iterator per model chunk over this rank's micro-batches of one global batch; None where the chunk reads no batch."""
 
     def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:

@@ -117,7 +117,7 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         if model.position_embedding_type == "alibi":  # where a sample is padded, every sample of the batch has a bias of its own
             kept += config.train.micro_batch_size * _alibi_bias(config)
     if model.position_embedding_type == "rope":
-        kept += 4 * config.data.sequence_length * model.head_dim * size  # sines and cosines, for queries and for keys
+        kept += 4 * config.data.longest_length * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
 
 
@@ -189,7 +189,7 @@ def _alibi_bias(config: RunConfig) -> int:
     if config.model.position_embedding_type != "alibi":
         return 0
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
-    return heads * config.data.sequence_length**2 * _value_bytes(config)
+    return heads * config.data.longest_length**2 * _value_bytes(config)
 
 
 def _document_mask(config: RunConfig) -> int:
@@ -197,7 +197,7 @@ def _document_mask(config: RunConfig) -> int:
     added = config.model.position_embedding_type == "alibi" and config.train.recompute == "none"
     if not config.data.document_attention or added:
         return 0
-    return config.train.micro_batch_size * config.data.sequence_length**2 * _value_bytes(config)
+    return config.train.micro_batch_size * config.data.longest_length**2 * _value_bytes(config)
 
 
 def _sequence_parts(config: RunConfig) -> int:
@@ -205,7 +205,7 @@ def _sequence_parts(config: RunConfig) -> int:
 
 
 def _tokens(config: RunConfig) -> int:
-    return config.train.micro_batch_size * config.data.sequence_length
+    return config.train.micro_batch_size * config.data.longest_length
 
 
 def _value_bytes(config: RunConfig) -> int:

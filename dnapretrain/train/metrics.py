@@ -31,6 +31,8 @@ class StepReport:
     """Tokens of the global batch without its padding."""
     batch_size: int
     """Samples in the global batch."""
+    sequence_length: int
+    """Tokens of each, padding too."""
     updated: bool
     """False when the update was left out because loss or gradient were not finite."""
     seconds: float

@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from dnapretrain.config import ParallelConfig, RunConfig, dump_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.convert.native import find_checkpoint, read_config
+from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
@@ -196,6 +197,8 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
         log.say(
             f"{'batch size':>14}: {start} samples, {increment} more at a time, {config.train.global_batch_size} from sample {samples:,} on"
         )
+    for line in _length_lines(config):
+        log.say(f"{'length':>14}: {line}")
     for line in _data_lines(data):
         log.say(f"{'data':>14}: {line}")
     log.say(f"{'data digest':>14}: {data.train.digest}")
@@ -204,14 +207,25 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
     log.say(f"{'start':>14}: " + (f"resumed from {resume_from}" if resume_from else "new run"))
 
 
+def _length_lines(config: RunConfig) -> list[str]:
+    """Where each length of samples begins; nothing where all have one."""
+    stages = length_stages(config.data_by_samples())
+    return [
+        f"{stage.length:,} tokens per sample from sample {stage.start:,} (step {config.steps_before(stage.start)[0] + 1:,}) on"
+        for stage in stages
+        if len(stages) > 1
+    ]
+
+
 def _data_lines(data: RunData) -> list[str]:
     """What is trained on and what is left out, in bases, one line per set."""
     lines = []
-    for stream in (data.train, *data.held_out.values()):
-        report = stream.report()
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in report["bases_left_out"].items() if count) or "nothing"
-        lines.append(
-            f"{report['name']}: {report['samples']:,} samples of {report['bases_used']:,} bases, "
-            f"{report['bases_other_sides']:,} on other sides of the split, left out: {left_out}"
-        )
+    for whole in (data.train.report(), *(stream.report() for stream in data.held_out.values())):
+        for report in whole.get("lengths", [whole]):
+            left_out = ", ".join(f"{count:,} {reason}" for reason, count in report["bases_left_out"].items() if count) or "nothing"
+            length = f" at {report['sequence_length']:,} tokens" if "lengths" in whole else ""
+            lines.append(
+                f"{report['name']}{length}: {report['samples']:,} samples of {report['bases_used']:,} bases, "
+                f"{report['bases_other_sides']:,} on other sides of the split, left out: {left_out}"
+            )
     return lines

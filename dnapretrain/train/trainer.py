@@ -15,6 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.config import RunConfig
+from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
@@ -33,7 +34,7 @@ class Trainer:
     chunks: list[Any]
     optimizer: Any
     schedule: OptimizerParamScheduler
-    stream: SampleStream
+    stream: TrainStream
     held_out: dict[str, SampleStream]
     place: BatchPlace
     vocab_size: int
@@ -59,6 +60,7 @@ class Trainer:
         """One optimizer step on one global batch (one iterator per model chunk over this rank's micro-batches)."""
         started = time.perf_counter()
         batch_size = self.config.global_batch_size(self.position.consumed_samples)
+        sequence_length = self.stream.length_at(self.position.consumed_samples)
         if self.config.model.has_dropout:
             seed_dropout(self.config.train.seed, self.position.step)
         for chunk in self.chunks:
@@ -70,7 +72,7 @@ class Trainer:
             data_iterator=batches,
             model=self.chunks,
             num_microbatches=self.config.num_microbatches(self.place.data_parallel_size, batch_size),
-            seq_length=self.config.data.sequence_length,
+            seq_length=sequence_length,
             micro_batch_size=self.config.train.micro_batch_size,
             forward_only=False,
         )
@@ -106,6 +108,7 @@ class Trainer:
             num_targets=int(num_targets),
             num_tokens=int(num_tokens),
             batch_size=batch_size,
+            sequence_length=sequence_length,
             updated=updated,
             seconds=time.perf_counter() - started,
         )
@@ -158,8 +161,8 @@ class Trainer:
                     clip_grad_by_total_norm_fp32(parameters, self.config.optim.clip_grad, grad_norm)
 
     def _rates(self, report: StepReport) -> dict[str, Any]:
-        tokens = report.batch_size * self.config.data.sequence_length
-        flops = tokens * flops_per_token(self.config.model, self.config.data.sequence_length, self.vocab_size)
+        tokens = report.batch_size * report.sequence_length
+        flops = tokens * flops_per_token(self.config.model, report.sequence_length, self.vocab_size)
         ranks = self.place.data_parallel_size * self.config.parallel.model_parallel_size
         tflops = flops / report.seconds / ranks / 1e12
         return {

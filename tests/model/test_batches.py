@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dnapretrain.config import config_from_dict
-from dnapretrain.data.sampling.samples import held_out_streams, train_stream
+from dnapretrain.data.sampling.lengths import train_stream
+from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.model.batches import BatchPlace, held_out_batches, step_batches
 from dnapretrain.model.loss import weighted_loss

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dnapretrain.config import RunConfig
 from dnapretrain.data.audit.placed import Axis, Placed, training_runs
 from dnapretrain.data.audit.runs import open_train
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.lengths import TrainStream
+from dnapretrain.data.sampling.samples import Source
 from dnapretrain.errors import ConfigError
 
 SLICE = 1 << 24
@@ -96,7 +97,7 @@ def _describe(source: Source) -> str:
     return ", ".join([f"{source.shard.prefix}: {source.segments.bases:,} bases in {len(documents):,} documents", *kinds])
 
 
-def _lay_out(stream: SampleStream) -> _Pieces:
+def _lay_out(stream: TrainStream) -> _Pieces:
     axis = Axis.of([source.shard for source in stream.sources])
     placed = [Placed.of(axis, number, source.shard, source.segments) for number, source in enumerate(stream.sources)]
     start = np.concatenate([of.start for of in placed])
@@ -107,7 +108,7 @@ def _lay_out(stream: SampleStream) -> _Pieces:
     return _Pieces(axis, placed, start[order], end[order], np.maximum.accumulate(end[order]), source[order], row[order])
 
 
-def _slices(stream: SampleStream, pieces: _Pieces, limit: int) -> Iterator[Runs]:
+def _slices(stream: TrainStream, pieces: _Pieces, limit: int) -> Iterator[Runs]:
     """Stretches of each slice that hold training bases, with their counts."""
     at = 0
     while True:
@@ -151,7 +152,7 @@ class _Changes:
 
 
 def _count(
-    stream: SampleStream,
+    stream: TrainStream,
     source: int,
     placed: Placed,
     row: NDArray[np.int64],
@@ -170,14 +171,14 @@ def _count(
         _, from_, to = placed.on_axis(row[query], np.maximum(run_start, first[query]), np.minimum(run_end, last[query]))
         times.add(from_, to, epochs)
 
-    per_epoch = stream.draws_per_epoch(source)
-    upper, left = stream.draws_read(source, limit)
-    whole = min([upper, *left[:1].tolist()]) // per_epoch if stream.reads_alike else 0
-    if whole:
-        query, _, run_start, length, _ = stream.readers(source, segments, first, last, range(1))
-        add(query, run_start, run_start + length, whole)
-    for query, _, run_start, run_end, _ in training_runs(stream, source, segments, first, last, limit, whole):
-        add(query, run_start, run_end, 1)
+    for part in stream.parts(limit):
+        upper, left = part.stream.draws_read(source, part.num_samples)
+        whole = min([upper, *left[:1].tolist()]) // part.stream.draws_per_epoch(source) if part.stream.reads_alike else 0
+        if whole:
+            query, _, run_start, length, _ = part.stream.readers(source, segments, first, last, range(1))
+            add(query, run_start, run_start + length, whole)
+        for query, _, run_start, run_end, _ in training_runs(part, source, segments, first, last, whole):
+            add(query, run_start, run_end, 1)
 
 
 def _stretches(held: _Changes, times: _Changes, offset: NDArray[np.int64]) -> Runs:

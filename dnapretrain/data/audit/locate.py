@@ -8,6 +8,7 @@ from typing import Any
 
 from dnapretrain.config import RunConfig
 from dnapretrain.data.audit.runs import Steps
+from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.errors import ConfigError
 
@@ -45,7 +46,7 @@ def samples_of_step(config: RunConfig, step: int, rank: int | None = None, world
     ]
 
 
-def locate(stream: SampleStream, wanted: Sequence[Wanted], with_bases: bool = False) -> Iterator[dict[str, Any]]:
+def locate(stream: TrainStream | SampleStream, wanted: Sequence[Wanted], with_bases: bool = False) -> Iterator[dict[str, Any]]:
     """What each sample reads, as plain values; loci and blocks in reading order, 0-based half-open. Raises DataError for an id outside."""
     for item in wanted:
         loci = stream.locate(item.sample)

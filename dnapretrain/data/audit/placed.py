@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.lengths import LengthPart
 from dnapretrain.data.sampling.split import Segments, number_contigs
 from dnapretrain.data.shards.shard import Shard
 from dnapretrain.data.shards.stretches import find_stretches, ragged
@@ -142,19 +142,19 @@ class Placed:
 
 
 def training_runs(
-    stream: SampleStream,
+    part: LengthPart,
     source: int,
     segments: NDArray[np.int64],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-    limit: int,
     first_epoch: int = 0,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
-    """Runs of the first `limit` samples that read bases [starts, ends) of segments of a source, some epochs at a time, from an epoch on.
+    """Runs of samples of one length that read bases [starts, ends) of segments of a source, some epochs at a time, from an epoch on.
 
-    Arrays: number of the query, sample id, first base and end in the segment, whether the shard's other strand is read.
+    Arrays: number of the query, sample id of the run, first base and end in the segment, whether the shard's other strand is read.
     All runs of one sample come together.
     """
+    stream, limit = part.stream, part.num_samples
     segments, starts, ends = (np.ascontiguousarray(array, np.int64) for array in (segments, starts, ends))
     epochs = -(-stream.draws_read(source, limit)[0] // stream.draws_per_epoch(source)) if len(segments) else 0
     epoch, count = first_epoch, 1
@@ -164,4 +164,4 @@ def training_runs(
         epoch, count = some.stop, max(1, RUNS_AT_A_TIME * len(some) // max(len(draws), len(segments) * len(some)))
         ids = stream.sample_ids(source, draws)
         kept = np.flatnonzero((ids >= 0) & (ids < limit))
-        yield query[kept], ids[kept], run_starts[kept], (run_starts + lengths)[kept], reverse[kept]
+        yield query[kept], part.run_ids(ids[kept]), run_starts[kept], (run_starts + lengths)[kept], reverse[kept]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain.config import RunConfig, load_config
-from dnapretrain.data.sampling.samples import SampleStream, held_out_streams, train_stream
+from dnapretrain.data.sampling.lengths import TrainStream, train_stream
+from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError
 
@@ -33,12 +34,7 @@ class Steps:
 
     def of_sample(self, sample: int) -> int:
         """The step that reads a sample."""
-        start, step, full = 0, 1, self.config.train.global_batch_size
-        while (size := self.config.global_batch_size(start)) < full:
-            if sample < start + size:
-                return step
-            start, step = start + size, step + 1
-        return step + (sample - start) // full
+        return self.config.steps_before(sample)[0] + 1
 
 
 def open_config(run_or_config: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -85,12 +81,12 @@ def _json(text: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def open_train(config: RunConfig) -> SampleStream:
+def open_train(config: RunConfig) -> TrainStream:
     """The training stream of a run. Raises ConfigError and DataError."""
     return train_stream(config.data_by_samples(), build_tokenizer(config.tokenizer))
 
 
-def open_set(config: RunConfig, name: str) -> SampleStream:
+def open_set(config: RunConfig, name: str) -> TrainStream | SampleStream:
     """The stream of set `name`: 'train', or a held-out one. Raises ConfigError for a set that the run has not."""
     if name == "train":
         return open_train(config)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dnapretrain.config import RunConfig
 from dnapretrain.data.audit.placed import Axis, Placed, training_runs
 from dnapretrain.data.audit.runs import Steps, open_train
-from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.lengths import LengthPart
 from dnapretrain.data.sampling.split import SIDES, split_documents, whole_documents
 from dnapretrain.data.shards.shard import open_shard
 from dnapretrain.errors import ConfigError
@@ -128,7 +128,8 @@ def was_seen(config: RunConfig, loci: Sequence[str], up_to_step: int) -> list[Se
         for side, number, segments in placed:
             held = some.book(side, segments)
             if side == "train" and limit:
-                _find_readers(some, held, segments, stream, number, limit)
+                for part in stream.parts(limit):
+                    _find_readers(some, held, segments, part, number)
         some.finish(steps)
     return seen
 
@@ -242,14 +243,14 @@ def _some_at_a_time(seen: Sequence[Seen], axis: Axis, placed: Sequence[tuple[str
         at = to
 
 
-def _find_readers(some: _Some, held: dict[int, Held], placed: Placed, stream: SampleStream, source: int, limit: int) -> None:
-    """Adds what the first `limit` samples read of the loci from one source."""
+def _find_readers(some: _Some, held: dict[int, Held], placed: Placed, part: LengthPart, source: int) -> None:
+    """Adds what the samples of one length read of the loci from one source."""
     of_locus, at = placed.overlapping(some.start, some.end)
     start, end = np.maximum(placed.start[at], some.start[of_locus]), np.minimum(placed.end[at], some.end[of_locus])
     first, last = placed.in_segment(at, start, end)
     minus, names, haplotype = placed.minus(at), *placed.haplotypes()
     document = placed.segments.document[placed.number[at]]
-    for query, ids, run_start, run_end, reverse in training_runs(stream, source, placed.number[at], first, last, limit):
+    for query, ids, run_start, run_end, reverse in training_runs(part, source, placed.number[at], first, last):
         begin, finish = np.maximum(run_start, first[query]), np.minimum(run_end, last[query])
         locus, strand = of_locus[query], minus[query] != reverse
         row, from_, to = placed.on_axis(at[query], begin, finish)

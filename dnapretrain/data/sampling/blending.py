@@ -93,6 +93,11 @@ def blend_stages(data: DataConfig, weights: Sequence[float], bases: Sequence[int
         if len(given) != len(bases):
             raise ConfigError(f"a stage of data.stages has {len(given)} weights for {len(bases)} sources of data.train. Give one for each")
         stages.append(Stage(start, blend_shares([weight * float(count) ** alpha for weight, count in zip(given, bases, strict=True)])))
+        if config.sequence_length not in (None, data.sequence_length):
+            raise ConfigError(
+                f"a stage of data.stages has sequence_length = {config.sequence_length} in a stream of {data.sequence_length} tokens. "
+                "Open it with train_stream, which has a stream for each length"
+            )
         if config.until_step is not None:
             raise ConfigError("data.stages has until_step, which needs train.* to be counted in samples. Use until_samples")
         start = config.until_samples or 0

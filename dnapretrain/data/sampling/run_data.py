@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dnapretrain.config import RunConfig
-from dnapretrain.data.sampling.samples import SampleStream, held_out_streams, train_stream
+from dnapretrain.data.sampling.lengths import TrainStream, train_stream
+from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
 
@@ -20,7 +21,7 @@ class RunData:
     """Tokenizer and streams of a run: no ranks, no torch."""
 
     tokenizer: Tokenizer
-    train: SampleStream
+    train: TrainStream
     held_out: dict[str, SampleStream]
 
 
@@ -28,9 +29,10 @@ def open_data(config: RunConfig) -> RunData:
     """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
     data = RunData(tokenizer, train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer))
-    for stream in (data.train, *data.held_out.values()):
+    streams: list[TrainStream | SampleStream] = [data.train, *data.held_out.values()]
+    for stream in streams:
         probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
-        if not stream.batch(probes).loss_mask.any():
+        if not any(stream.batch(probe).loss_mask.any() for probe in probes[:, None]):  # each by itself: lengths may differ
             raise ConfigError(
                 f"none of {len(probes)} samples of set '{stream.name}' has a base with a loss weight above 0 "
                 f"(data.lowercase_weight = {config.data.lowercase_weight:g}). Is it all in lower case? Raise data.lowercase_weight."

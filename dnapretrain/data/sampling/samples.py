@@ -111,12 +111,11 @@ class Source:
     weight: float = 1.0
 
 
-def train_stream(data: DataConfig, tokenizer: Tokenizer) -> SampleStream:
-    """The blended, shuffled training samples. Raises ConfigError or DataError where the shards cannot be read that way."""
+def train_sources(data: DataConfig) -> list[Source]:
+    """The training side of each source of data.train. Raises ConfigError or DataError where the shards cannot be read that way."""
     shards = [open_shard(source.prefix) for source in data.train]
     splits = split_documents(shards, data.split)
-    sources = [Source(shard, split["train"], config.weight) for shard, split, config in zip(shards, splits, data.train, strict=True)]
-    return SampleStream("train", sources, data, tokenizer)
+    return [Source(shard, split["train"], config.weight) for shard, split, config in zip(shards, splits, data.train, strict=True)]
 
 
 def held_out_streams(data: DataConfig, tokenizer: Tokenizer) -> dict[str, SampleStream]:
@@ -142,7 +141,7 @@ def held_out_streams(data: DataConfig, tokenizer: Tokenizer) -> dict[str, Sample
 
 
 class SampleStream:
-    """Samples of one set, by id. 'train' is blended, shuffled and endless; any other set is read once, in order."""
+    """Samples of one set and one length, by id. 'train' is blended, shuffled and endless; any other set is read once, in order."""
 
     def __init__(self, name: str, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> None:
         self.name = name

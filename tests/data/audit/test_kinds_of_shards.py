@@ -53,8 +53,9 @@ def make_config(folder, train, **data):
 def bases_read(stream, documents, limit):
     """Of each sample: number of the source, and of each run the document and (strand, place) of each base."""
     read = []
+    [part] = stream.parts(1)  # of one length
     for sample in range(limit):
-        number, _, runs = stream._filler.locate(sample)
+        number, _, runs = part.stream._filler.locate(sample)
         source, rows = stream.sources[number], []
         for segment, start, length, _, reverse, _ in runs:
             if length:

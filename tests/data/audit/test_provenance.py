@@ -103,16 +103,36 @@ def bases_read(stream, limit):
 STAGES = [{"until_step": 20, "weights": [1, 1]}, {"until_samples": 200, "weights": [0, 1]}, {"blend_alpha": 1.0}]
 
 
+LENGTHS = [
+    {"until_samples": 32, "sequence_length": 7, "weights": [1, 2]},
+    {"until_step": 15, "sequence_length": 25},
+    {"sequence_length": 7, "blend_alpha": 1.0},
+]
+"""Other lengths from samples 32 and 80 on."""
+
+
 # Round trip
 
 
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_sample_to_loci_to_fasta_to_tokens(tmp_path, contigs, objective, rules):
-    config = load_config(write_config(tmp_path, objective, **RULES[rules]))
+    check_round_trip(load_config(write_config(tmp_path, objective, **RULES[rules])), contigs, range(60))
+
+
+@pytest.mark.parametrize("rules", ["windows", "packed", "jitter"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_same_on_both_sides_of_a_change_of_length(tmp_path, contigs, objective, rules):
+    config = load_config(write_config(tmp_path, objective, **RULES[rules], stages=LENGTHS))
+    stream = open_train(config)
+    assert [stream.length_at(sample) for sample in (31, 32, 79, 80)] == [7, 25, 25, 7]
+    check_round_trip(config, contigs, range(12, 104))
+
+
+def check_round_trip(config, contigs, samples):
     stream = open_train(config)
     strands, phases = set(), set()
-    for sample in range(60):
+    for sample in samples:
         batch = stream.batch(np.array([sample]))
         expected = batch.labels[0].tolist() if config.is_masked else [*batch.tokens[0].tolist(), int(batch.labels[0, -1])]
         found = []
@@ -171,6 +191,19 @@ def test_equal_to_counting_every_sample(tmp_path, contigs, objective, rules, dat
     for step in (0, 29):
         limit = config.samples_after(step)
         read = bases_read(stream, limit)
+        check_loci(config, contigs, read, step, rng)
+        check_coverage(config, read, step)
+
+
+@pytest.mark.parametrize("rules", ["windows", "packed", "jitter"])
+@pytest.mark.parametrize("objective", ["nucleotide", "no bos", "kmer"])
+def test_equal_to_counting_with_several_lengths(tmp_path, contigs, objective, rules, monkeypatch):
+    monkeypatch.setattr(coverage_module, "SLICE", 300)
+    monkeypatch.setattr(placed, "RUNS_AT_A_TIME", 300)
+    config = load_config(write_config(tmp_path, objective, **RULES[rules], stages=LENGTHS))
+    stream, rng = open_train(config), random.Random(1)
+    for step in (0, 8, 15, 40, 200):
+        read = bases_read(stream, config.samples_after(step))
         check_loci(config, contigs, read, step, rng)
         check_coverage(config, read, step)
 

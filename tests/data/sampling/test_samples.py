@@ -16,7 +16,8 @@ from dnapretrain import _core
 from dnapretrain.config import SplitConfig
 from dnapretrain.data.sampling import samples
 from dnapretrain.data.sampling.blending import blend_shares
-from dnapretrain.data.sampling.samples import SampleStream, Source, held_out_streams, train_stream
+from dnapretrain.data.sampling.lengths import train_stream
+from dnapretrain.data.sampling.samples import SampleStream, Source, held_out_streams
 from dnapretrain.data.sampling.split import split_documents, whole_documents
 from dnapretrain.errors import ConfigError, DataError
 

@@ -20,7 +20,8 @@ from dnapretrain.data.audit.homology import Leakage, SketchSettings
 from dnapretrain.data.audit.locate import Wanted, locate
 from dnapretrain.data.audit.was_seen import was_seen
 from dnapretrain.data.genes.extract import extract
-from dnapretrain.data.sampling.samples import held_out_streams, train_stream
+from dnapretrain.data.sampling.lengths import train_stream
+from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.shards.contigs import Assembly
 from dnapretrain.data.shards.encode import convert_shard
 from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
