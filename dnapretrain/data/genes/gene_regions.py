@@ -59,7 +59,7 @@ class ExtractSettings:
             raise ConfigError(f"--genetic-code {self.genetic_code} is not one of NCBI's: {', '.join(map(str, sorted(START_CODONS)))}")
         if self.flank < 0 or (self.promoter and (min(self.promoter) < 0 or not sum(self.promoter))):
             raise ConfigError(
-                f"--flank = {self.flank}, --promoter = {self.promoter}: bases are counted from 0. Give numbers of 0 or more (--promoter 1000:200)"
+                f"--flank = {self.flank}, --promoter = {self.promoter}: bases are counted from 0. Give other numbers (--promoter 1000:200)"
             )
         if not 1 <= self.min_length <= self.max_length <= MAX_DOCUMENT:
             raise ConfigError(
