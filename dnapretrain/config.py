@@ -575,9 +575,13 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _laid_over(_read_tree(below, (*seen, path.resolve())), tree)
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above`, and what only `below` has; sections key by key, all else as a whole."""
-    both = {key: _laid_over(below[key], above[key]) for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)}
+def _laid_over(below: dict[str, Any], above: dict[str, Any], section: type[Section] = RunConfig) -> dict[str, Any]:
+    """`above`, and what only `below` has; sections key by key, all else as a whole (`data.valid`, so that {} leaves no set)."""
+    both = {}
+    for key in above.keys() & below.keys() & section.model_fields.keys():
+        child = _child_section(section.model_fields[key].annotation)
+        if child and isinstance(above[key], dict) and isinstance(below[key], dict):
+            both[key] = _laid_over(below[key], above[key], child)
     return {**below, **above, **both}
 
 
