@@ -597,12 +597,12 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _laid_over(_read_tree(below, (*seen, path.resolve())), tree)
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any], section: type[Section] | None = None) -> dict[str, Any]:
-    """`above`, and what only `below` has; sections key by key, all else (data.valid, lists) as a whole."""
+def _laid_over(below: dict[str, Any], above: dict[str, Any], section: type[Section] = RunConfig) -> dict[str, Any]:
+    """`above`, and what only `below` has; sections key by key, all else as a whole (`data.valid`, so that {} leaves no set)."""
     both = {}
-    for key, field in (section or RunConfig).model_fields.items():
-        child = _child_section(field.annotation)
-        if child and isinstance(above.get(key), dict) and isinstance(below.get(key), dict):
+    for key in above.keys() & below.keys() & section.model_fields.keys():
+        child = _child_section(section.model_fields[key].annotation)
+        if child and isinstance(above[key], dict) and isinstance(below[key], dict):
             both[key] = _laid_over(below[key], above[key], child)
     return {**below, **above, **both}
 

@@ -127,6 +127,24 @@ def test_a_file_builds_on_a_recipe(tmp_path):
     assert load_config(tmp_path / "below.yaml").optim.lr == 2e-4
 
 
+def test_sets_of_the_recipe_below_are_replaced_as_a_whole(tmp_path):
+    assert sorted(load_config("nt-v2-500m").data.valid) == ["test", "valid"]
+    (tmp_path / "none.yaml").write_text("recipe: nt-v2-500m\ndata: {valid: {}}\n")
+    (tmp_path / "other.yaml").write_text("recipe: nt-v2-500m\ndata: {valid: {mine: shards/mine}, split: {seed: 3}}\n")
+    assert load_config(tmp_path / "none.yaml").data.valid == {}
+    assert load_config("nt-v2-500m", [str(tmp_path / "none.yaml")]).data.valid == {}
+    other = load_config(tmp_path / "other.yaml").data
+    assert {name: str(prefix) for name, prefix in other.valid.items()} == {"mine": "shards/mine"}
+    assert other.split.seed == 3 and other.stride == 12_000
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_recipe_reads_the_quickstart_alone(name):
+    data = load_config(name).data
+    assert [str(source.prefix) for source in data.train] == ["runs/quickstart/ecoli"]
+    assert not data.valid
+
+
 def test_names_as_people_write_them():
     assert load_config("recipe=nucleotide-transformer-v2-250m") == load_config("nt-v2-250m")
     with pytest.raises(ConfigError, match=r"config file not found: aido-dna-8b\. Did you mean the recipe 'aido-dna-7b'\?"):

@@ -12,6 +12,7 @@ The factory functions are wrapped one by one: a global TorchFunctionMode breaks 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,6 +107,8 @@ def _answer_random_calls() -> None:
     cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # Dropout here draws from the CPU's state, which is meant: Megatron would warn of it in each layer of each step.
+    logging.getLogger(megatron_random.__name__).addFilter(lambda record: not record.getMessage().startswith("CPU RNG state changed"))
 
 
 def _use_torch_kernels() -> None:
