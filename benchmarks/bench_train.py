@@ -291,7 +291,7 @@ def model_section(size: Size, transformer_impl: str) -> dict[str, Any]:
 
 
 def run_config(size: Size, folder: Path, device: str, transformer_impl: str) -> Any:
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
 
     return config_from_dict(
         {

@@ -5,15 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from dnapretrain.config import VOCAB_MULTIPLE, RunConfig, SplitConfig
 from dnapretrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dnapretrain.config import RunConfig, SplitConfig
-
-VOCAB_MULTIPLE = 128
-"""The vocabulary is padded to a multiple of this, whatever the tensor-parallel size."""
 
 
 def _divides(what: str, value: int, by_what: str, by: int, way_out: str) -> None:

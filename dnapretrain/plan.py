@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dnapretrain.config import RunConfig, TokenizerConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import RunConfig, TokenizerConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.config_rules import check_world
 from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary

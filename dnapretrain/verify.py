@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from dnapretrain.config import RunConfig, load_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import load_config
 from dnapretrain.errors import ConfigError, DnaPretrainError
 from dnapretrain.parallel.launch import launch_local
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from dnapretrain.config import RunConfig, config_from_dict
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError, DnaPretrainError
 from dnapretrain.parallel.launch import default_ranks, is_launched

@@ -88,8 +88,8 @@ def test_what_is_given_is_what_preprocess_gets(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         "dnapretrain.data.shards.preprocess.preprocess", lambda inputs, output, **rest: seen.update(rest, inputs=inputs, output=output)
     )
-    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", lambda prefix: {})
-    monkeypatch.setattr("dnapretrain.data.shards.inspect.format_inspection", lambda inspection: "inspected")
+    monkeypatch.setattr("dnapretrain.data.look.inspect.inspect_shard", lambda prefix: {})
+    monkeypatch.setattr("dnapretrain.data.look.inspect.format_inspection", lambda inspection: "inspected")
     numbers = ["--workers", "3", "--min-n-run", "4", "--min-length", "5"]
     chosen = ["--max-n-fraction", "0.1", "--include-bed", "i.bed", "--exclude-bed", "e.bed", "--on-error", "skip"]
     assert main(["preprocess", "a.fa", "b.fa", "--output", "o", *numbers, *chosen, "--assembly", "x", "--sha256", "--overwrite"]) == 0
@@ -203,7 +203,7 @@ def test_how_failures_are_told(
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", fail)
+    monkeypatch.setattr("dnapretrain.data.look.inspect.inspect_shard", fail)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main replaces it when the pipe is broken
     assert main(["inspect", "x"]) == code
     assert capsys.readouterr().err.startswith(says)
@@ -214,7 +214,7 @@ def test_faults_of_ours_keep_their_traceback(raised: Exception, monkeypatch: pyt
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("dnapretrain.data.shards.inspect.inspect_shard", fail)
+    monkeypatch.setattr("dnapretrain.data.look.inspect.inspect_shard", fail)
     with pytest.raises(type(raised)):
         main(["inspect", "x"])
 

@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dnapretrain.cli import main
-from dnapretrain.config import (
-    RunConfig,
-    config_from_dict,
-    config_keys,
-    dump_config,
-    load_config,
-    padded_vocab_size,
-)
+from dnapretrain.config import RunConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict, config_keys, dump_config, load_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError
 
@@ -476,7 +470,7 @@ def test_shipped_configurations_are_valid() -> None:
 
 
 def test_names_of_other_tools_lead_to_real_keys() -> None:
-    from dnapretrain.config import NAMES_ELSEWHERE
+    from dnapretrain.config_file import NAMES_ELSEWHERE
 
     assert set(NAMES_ELSEWHERE.values()) <= set(config_keys())
     assert not {key.rpartition(".")[2] for key in config_keys()} & NAMES_ELSEWHERE.keys()

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     ("", "_core", "errors"),  # "": the package itself, for its version
-    ("config", "config_rules"),
+    ("config",),
+    ("config_rules",),
+    ("config_file",),
     ("data",),
     ("parallel",),
     ("model",),
@@ -24,7 +26,7 @@ ROOMS = (
     ("tools",),
 )
 """Imports go from a room to itself or to the left."""
-DATA_ROOMS = (("formats",), ("shards",), ("genes", "variants", "corpora", "tokens"), ("sampling",), ("audit",))
+DATA_ROOMS = (("formats",), ("shards",), ("genes", "variants", "corpora", "tokens", "look"), ("sampling",), ("audit",))
 """The rooms of data/, in the same way; those of one entry do not know each other."""
 LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 MEGATRON_FILES = {

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from dnapretrain import cli, config
-from dnapretrain.config import RunConfig, Section, SourceConfig, config_keys
+from dnapretrain.config import RunConfig, Section, SourceConfig
+from dnapretrain.config_file import config_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_KEYS = Path(__file__).parent / "golden" / "config_keys.txt"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dnapretrain.cli import main
-from dnapretrain.config import config_from_dict, load_config
+from dnapretrain.config_file import config_from_dict, load_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from dnapretrain.cli import main
-from dnapretrain.config import dump_config, load_config, read_recipe, recipe_names
+from dnapretrain.config_file import dump_config, load_config, read_recipe, recipe_names
 from dnapretrain.errors import ConfigError
 
 WEIGHTS = {

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dnapretrain import verify
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dnapretrain import cli, verify_layouts
-from dnapretrain.config import config_from_dict, load_config
+from dnapretrain.config_file import config_from_dict, load_config
 from dnapretrain.errors import ConfigError, DnaPretrainError
 
 STEPS = 3

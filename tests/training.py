@@ -28,7 +28,7 @@ class Trained:
 def begin(env: Any, store: Any, tree: dict[str, Any]) -> tuple[Any, Any, str]:
     """(trainer, data, what was logged) of a run begun or resumed on this rank of the pool."""
     warnings.simplefilter("ignore")
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
     from dnapretrain.config_rules import check_world
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups

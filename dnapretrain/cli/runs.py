@@ -27,7 +27,7 @@ def add_recipes(verbs: Any) -> None:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import read_recipe, recipe_names
+    from dnapretrain.config_file import read_recipe, recipe_names
 
     if arguments.name is not None:
         print(read_recipe(arguments.name), end="")
@@ -51,7 +51,7 @@ def add_pretrain(verbs: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import dump_config, load_config
+    from dnapretrain.config_file import dump_config, load_config
     from dnapretrain.parallel.launch import launch_local
 
     config = load_config(arguments.config, arguments.overrides)
@@ -134,7 +134,7 @@ def add_plan(verbs: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
     from dnapretrain.parallel.gpus import gpu_by_kind
     from dnapretrain.plan import check_counts, format_check, format_plan, make_plan
 
@@ -209,7 +209,7 @@ def add_verify(verbs: Any) -> None:
 
 
 def _verify_resume(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
     from dnapretrain.verify import format_proof, verify_resume
 
     config = load_config(arguments.config, arguments.overrides)
@@ -227,7 +227,7 @@ def _verify_resume(arguments: argparse.Namespace) -> int:
 
 
 def _verify_layouts(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
     from dnapretrain.verify_layouts import verify_layouts
 
     config = load_config(arguments.config, arguments.overrides)

@@ -108,7 +108,7 @@ def _add_encoding(verb: Any) -> None:
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.look.inspect import format_inspection, inspect_shard
     from dnapretrain.data.shards.preprocess import preprocess
 
     preprocess(
@@ -150,7 +150,7 @@ def add_merge(verbs: Any) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.look.inspect import format_inspection, inspect_shard
     from dnapretrain.data.shards.merge import merge
 
     merge(arguments.prefixes, arguments.output, overwrite=arguments.overwrite, move=arguments.move, encoding=arguments.encoding)
@@ -286,8 +286,8 @@ def add_lint(verbs: Any) -> None:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.shards.lint import LintSettings, lint
-    from dnapretrain.data.shards.lint_text import format_lint
+    from dnapretrain.data.look.lint import LintSettings, lint
+    from dnapretrain.data.look.lint_text import format_lint
 
     settings = LintSettings(
         workers=arguments.workers,
@@ -319,10 +319,10 @@ def add_inspect(verbs: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
+    from dnapretrain.data.look.inspect import format_inspection, inspect_shard
 
     if arguments.picture is not None:
-        from dnapretrain.data.shards.inspect_picture import draw_shard
+        from dnapretrain.data.look.inspect_picture import draw_shard
 
         draw_shard(arguments.prefix, arguments.picture)
     if arguments.locus is not None:
@@ -333,7 +333,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_locus(arguments: argparse.Namespace) -> int:
-    from dnapretrain.data.shards.inspect_locus import format_locus, read_locus
+    from dnapretrain.data.look.inspect_locus import format_locus, read_locus
     from dnapretrain.data.shards.shard import open_shard, verify_shard
 
     if arguments.check:

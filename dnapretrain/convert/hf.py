@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dnapretrain import __version__
-from dnapretrain.config import ModelConfig, RunConfig, config_from_dict
+from dnapretrain.config import ModelConfig, RunConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.convert.card import model_card
 from dnapretrain.convert.families import family_of, family_of_folder
 from dnapretrain.convert.folders import model_of, open_tensors, read_hf_config, tokenizer_of

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
-from dnapretrain.config import RunConfig, load_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import load_config
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
 
-from dnapretrain.config import RunConfig, dump_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import dump_config
 from dnapretrain.convert.families import family_of
 from dnapretrain.convert.native import (
     BACKEND_FILE,

@@ -25,7 +25,8 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
-from dnapretrain.config import RunConfig, dump_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import dump_config
 from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state, read_tokenizer
 from dnapretrain.data.shards.writer import sync_folder
 from dnapretrain.data.tokens.tokenizers import build_tokenizer

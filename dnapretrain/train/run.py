@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from dnapretrain.config import ParallelConfig, RunConfig, dump_config
+from dnapretrain.config import ParallelConfig, RunConfig
+from dnapretrain.config_file import dump_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.sampling.lengths import length_stages

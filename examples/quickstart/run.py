@@ -85,7 +85,7 @@ def _hf_of(config: str) -> Path:
 
 
 def _half_way() -> int:
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
 
     return load_config(GPT).train.train_steps // 2
 
@@ -102,7 +102,7 @@ def _count_models() -> tuple[dict[int, float], dict[int, float]]:
 
     By order (0 to 12 bases on the left), and by number of flanks (1 to 5 bases on each side).
     """
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
     from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.evaluate.flank import flank_ladder
     from dnapretrain.evaluate.markov import markov_ladder
@@ -119,7 +119,7 @@ def _max_logit_difference(config_file: str) -> float:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
-    from dnapretrain.config import load_config
+    from dnapretrain.config_file import load_config
     from dnapretrain.convert.native import find_checkpoint
     from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.train.run import native_logits

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnapretrain.config import RunConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import RunConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.convert.native_writer import write_native
 from dnapretrain.data.tokens.bpe import vocabulary_of_merges
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer

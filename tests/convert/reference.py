@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnapretrain.config import ModelConfig, RunConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import ModelConfig, RunConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.convert.native_writer import write_native
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 

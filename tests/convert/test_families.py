@@ -7,7 +7,8 @@ import pytest
 import torch
 from families import PUBLISHED, SMALL, native_shapes, run_config, small, tokenizer_of
 
-from dnapretrain.config import ModelConfig, load_config, recipe_names
+from dnapretrain.config import ModelConfig
+from dnapretrain.config_file import load_config, recipe_names
 from dnapretrain.convert.families import family_of, family_of_folder
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import total_parameters

@@ -255,7 +255,7 @@ def test_progress_ends_at_all_bytes(exported, tmp_path):
 
 
 def test_a_run_that_began_from_an_imported_checkpoint_writes_its_unused_tensors_back(tmp_path):
-    from dnapretrain.config import dump_config
+    from dnapretrain.config_file import dump_config
     from dnapretrain.convert.native import read_config
 
     write_small(tmp_path / "native", "nt-v2", tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import small_config, write_random
 
-from dnapretrain.config import dump_config
+from dnapretrain.config_file import dump_config
 from dnapretrain.convert.native import find_checkpoint, open_weights, read_config, read_state, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError

@@ -96,7 +96,7 @@ def test_an_embedding_norm_and_a_tied_head_of_nt_v2(ranks, tiny_config, tmp_path
 def gradients_of_one_step(env, store, tree):
     """(tokens, labels, which are predicted, which are real, mean loss, gradients by Hugging Face name) of Megatron's model on the first
     micro-batch of a run."""
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
     from dnapretrain.convert.families import family_of
     from dnapretrain.convert.table import native_to_hf
     from dnapretrain.model.build import named_weights

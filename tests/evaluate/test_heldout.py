@@ -48,7 +48,7 @@ def test_equals_sample_by_sample_under_every_layout(ranks, tiny_config, max_samp
 
 
 def test_a_set_without_weighted_bases_is_refused_before_training(tiny_config):
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
     from dnapretrain.errors import ConfigError
     from dnapretrain.train.run import open_data
 

@@ -21,7 +21,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS wh
 import numpy as np
 import torch
 
-from dnapretrain.config import RunConfig, config_from_dict, dump_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import config_from_dict, dump_config
 from dnapretrain.data.shards.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parents[2]

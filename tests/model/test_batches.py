@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.sampling.lengths import train_stream
 from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.tokens.tokenizers import build_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 
 
 def _chunks(env, store, tree):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dnapretrain.config import RunConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import RunConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.counts import flops_per_token, rank_parameters, stored_parameters, total_parameters
 
 ALL_BIASES = {"attention_bias": True, "ffn_in_bias": True, "ffn_out_bias": True}

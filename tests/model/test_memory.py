@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.memory import busiest_rank, chunks_in_flight, rank_memory, stage_activations
 
 TOLERANCE = 0.03

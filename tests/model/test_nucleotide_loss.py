@@ -8,7 +8,8 @@ import pytest
 import torch
 import training
 
-from dnapretrain.config import TokenizerConfig, config_from_dict, padded_vocab_size
+from dnapretrain.config import TokenizerConfig, padded_vocab_size
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.nucleotide_loss import indicator, kmer_rows

@@ -10,7 +10,7 @@ import torch
 import training
 from train.test_layouts import LAYOUTS, MODELS
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.errors import ConfigError
 
 STEPS = 6

@@ -12,7 +12,7 @@ import torch
 import training
 from train.test_layouts import MODELS
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.sampling.run_data import open_data
 from dnapretrain.errors import CheckpointError
 from dnapretrain.model.counts import flops_per_token

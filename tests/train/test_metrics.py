@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.train.metrics import bits_per_base
 

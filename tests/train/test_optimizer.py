@@ -9,7 +9,7 @@ import pytest
 import torch
 import training
 
-from dnapretrain.config import config_from_dict
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.train.optimizer import build_schedule
 
 LR, MIN, WARM, END, BATCH = 1e-3, 1e-4, 10, 100, 8

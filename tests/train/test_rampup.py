@@ -7,7 +7,8 @@ import math
 import pytest
 import training
 
-from dnapretrain.config import RunConfig, config_from_dict
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError
 

@@ -16,7 +16,8 @@ import yaml
 from convert.test_real_encoders import megatron_logits, train_randomised
 from test_recipes import TINY, WEIGHTS
 
-from dnapretrain.config import ParallelConfig, load_config, read_recipe
+from dnapretrain.config import ParallelConfig
+from dnapretrain.config_file import load_config, read_recipe
 from dnapretrain.data.sampling.run_data import open_data
 
 GENOME = Path(__file__).parents[2] / "examples" / "quickstart" / "data" / "NC_017625.1.fa.gz"
@@ -164,7 +165,7 @@ def test_the_other_published_recipes_train(ranks, shrunk, tmp_path, name):
 )
 def test_what_masking_puts_in_place_of_tokens(shrunk, tmp_path, name, random_share):
     """A 1000 Genomes model reads <mask> or the token itself, never another one, which would look like a variant."""
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
 
     data = open_data(config_from_dict(shrunk(name, tmp_path)))
     batch = data.train.batch(np.arange(data.train.num_samples))
@@ -194,7 +195,7 @@ def folder_logits(folder, tokens, real):
 
 @pytest.mark.parametrize("name", TINY)
 def test_out_to_transformers_and_back(ranks, shrunk, tmp_path, name):
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
     from dnapretrain.convert.hf import from_hf, to_hf
     from dnapretrain.convert.native import find_checkpoint, open_weights
 

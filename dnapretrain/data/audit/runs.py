@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.config import RunConfig, load_config
+from dnapretrain.config import RunConfig
+from dnapretrain.config_file import load_config
 from dnapretrain.data.sampling.lengths import TrainStream, train_stream
 from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
 from dnapretrain.data.tokens.tokenizers import build_tokenizer

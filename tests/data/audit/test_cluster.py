@@ -16,7 +16,8 @@ import yaml
 
 from dnapretrain import _core
 from dnapretrain.cli import main
-from dnapretrain.config import SplitConfig, load_config
+from dnapretrain.config import SplitConfig
+from dnapretrain.config_file import load_config
 from dnapretrain.data.audit import cluster as cluster_module
 from dnapretrain.data.audit.cluster import ClusterSettings, HomologyClusters, connected, cut_pieces, shared_hashes, sketch_tiles
 from dnapretrain.data.audit.homology import Leakage, SketchSettings

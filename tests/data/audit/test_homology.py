@@ -462,7 +462,7 @@ def test_dh1_is_a_near_duplicate_of_mg1655(coli: tuple[Path, Path]) -> None:
 
 
 def test_dh1_held_out_of_training_on_mg1655_leaks_and_five_regions_of_its_own_do_not(coli: tuple[Path, Path], tiny_config) -> None:
-    from dnapretrain.config import config_from_dict
+    from dnapretrain.config_file import config_from_dict
 
     tree = tiny_config(**{"data.train": [str(coli[0])], "data.split": {"by": "none"}, "data.valid": {"dh1": str(coli[1])}})
     found = Leakage(config_from_dict(tree), SketchSettings(), 0.5).report()["sets"]["dh1"]

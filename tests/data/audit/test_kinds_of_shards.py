@@ -15,7 +15,7 @@ import slow
 import yaml
 
 from dnapretrain.cli import main
-from dnapretrain.config import load_config
+from dnapretrain.config_file import load_config
 from dnapretrain.data.audit import coverage as coverage_module
 from dnapretrain.data.audit import placed
 from dnapretrain.data.audit import was_seen as was_seen_module

@@ -21,8 +21,8 @@ from dnapretrain.data.genes.codons import START_CODONS, STOP_CODONS
 from dnapretrain.data.genes.contig_names import plain_name
 from dnapretrain.data.genes.extract import extract, format_extraction
 from dnapretrain.data.genes.gene_regions import ExtractSettings, settings_from_text
+from dnapretrain.data.look.inspect import format_inspection, inspect_shard
 from dnapretrain.data.sampling.split import SIDES, split_documents
-from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard, shard_file
 from dnapretrain.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import make_data, make_shard, random_documents, tokenizer_of
 
 from dnapretrain import _core
-from dnapretrain.config import load_config
+from dnapretrain.config_file import load_config
 from dnapretrain.data.sampling.blending import FAIR_SHARE, Stage, blend_shares, blend_stages, one_epoch
 from dnapretrain.data.sampling.samples import SampleStream, Source
 from dnapretrain.data.sampling.split import whole_documents

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 from streams import make_data, make_shard, random_documents, tokenizer_of
 
-from dnapretrain.config import load_config
+from dnapretrain.config_file import load_config
 from dnapretrain.data.sampling.blending import blend_stages
 from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import SampleStream, Source

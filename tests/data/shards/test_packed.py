@@ -14,17 +14,18 @@ import pytest
 
 from dnapretrain import _core
 from dnapretrain.cli import main
-from dnapretrain.config import DataConfig, MaskingConfig, TokenizerConfig, config_from_dict
+from dnapretrain.config import DataConfig, MaskingConfig, TokenizerConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.audit.dedup import Duplicates
 from dnapretrain.data.audit.homology import Leakage, SketchSettings
 from dnapretrain.data.audit.locate import Wanted, locate
 from dnapretrain.data.audit.was_seen import was_seen
 from dnapretrain.data.genes.extract import extract
+from dnapretrain.data.look.inspect import format_inspection, inspect_shard
 from dnapretrain.data.sampling.lengths import train_stream
 from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.shards.contigs import Assembly
 from dnapretrain.data.shards.encode import convert_shard
-from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard, shard_file, verify_shard
 from dnapretrain.data.tokens.bpe import train_bpe

@@ -247,7 +247,7 @@ def test_progress_reaches_the_total(tmp_path, inputs, workers):
 
 def test_starts_fast_without_torch_or_pydantic():
     code = (
-        "import sys, time, dnapretrain.data.shards.preprocess, dnapretrain.data.shards.inspect; "
+        "import sys, time, dnapretrain.data.shards.preprocess, dnapretrain.data.look.inspect; "
         "print(time.process_time() < 1, [name for name in ('torch', 'pydantic', 'megatron', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

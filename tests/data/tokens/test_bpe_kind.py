@@ -17,7 +17,8 @@ from streams import make_stream
 from test_bpe import library, library_ids, vocabulary_of_merges
 from test_published_tokenizers import DATA, ENCODER, GENOMES, framed, framed_plain, genome, needs_data, padded, plain_windows
 
-from dnapretrain.config import TokenizerConfig, config_from_dict
+from dnapretrain.config import TokenizerConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.convert.hf import from_hf, to_hf
 from dnapretrain.convert.native import find_checkpoint, read_config, read_tokenizer
 from dnapretrain.data.tokens.bpe import BpeVocabulary, load_bpe, train_bpe

@@ -13,7 +13,8 @@ from slow import reverse_complement
 from slow_published import GENERATOR_FIRST, SIXMERS, nt_ids, published
 from streams import make_stream
 
-from dnapretrain.config import PUBLISHED_TOKENIZERS, TokenizerConfig, config_from_dict
+from dnapretrain.config import PUBLISHED_TOKENIZERS, TokenizerConfig
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.tokens.files import load_hf_tokenizer, save_hf_tokenizer
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError, DataError

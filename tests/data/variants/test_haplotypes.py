@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dnapretrain.config import DataConfig, SplitConfig, TokenizerConfig
+from dnapretrain.data.look.inspect import format_inspection, inspect_shard
 from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.sampling.split import split_documents
-from dnapretrain.data.shards.inspect import format_inspection, inspect_shard
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard, shard_file, verify_shard
 from dnapretrain.data.tokens.tokenizers import build_tokenizer

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from dnapretrain import __version__
 from dnapretrain.data.formats.fasta import MAX_DOCUMENT
 from dnapretrain.data.formats.inputs import check_readable, find_inputs, strip_suffixes
-from dnapretrain.data.shards.inspect import composition, length_summary
-from dnapretrain.data.shards.lint_duplicates import LintedFile, find_duplicates, same_content
-from dnapretrain.data.shards.lint_records import EXAMPLES, Noted, Records, policy_of
-from dnapretrain.data.shards.lint_scan import FileScan, Mistake
+from dnapretrain.data.look.inspect import composition, length_summary
+from dnapretrain.data.look.lint_duplicates import LintedFile, find_duplicates, same_content
+from dnapretrain.data.look.lint_records import EXAMPLES, Noted, Records, policy_of
+from dnapretrain.data.look.lint_scan import FileScan, Mistake
 from dnapretrain.data.shards.selection import Selection, check_intervals, read_bed
 from dnapretrain.errors import ConfigError, DataError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dnapretrain.data.shards.lint_records import EXAMPLES, Records
-from dnapretrain.data.shards.lint_scan import FileScan
+from dnapretrain.data.look.lint_records import EXAMPLES, Records
+from dnapretrain.data.look.lint_scan import FileScan
 
 SHOWN_GROUPS = 20
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from dnapretrain.cli import main
 from dnapretrain.data.genes.extract import extract
 from dnapretrain.data.genes.gene_regions import settings_from_text
-from dnapretrain.data.shards.inspect import format_inspection, inspect_shard, length_histogram
-from dnapretrain.data.shards.inspect_locus import read_locus
-from dnapretrain.data.shards.inspect_picture import draw_shard
+from dnapretrain.data.look.inspect import format_inspection, inspect_shard, length_histogram
+from dnapretrain.data.look.inspect_locus import read_locus
+from dnapretrain.data.look.inspect_picture import draw_shard
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard
 from dnapretrain.data.variants.haplotypes import make_haplotypes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dnapretrain import _core
 from dnapretrain.data.formats.fasta import MAX_DOCUMENT, CutPolicy
-from dnapretrain.data.shards.lint_scan import WHOLE
+from dnapretrain.data.look.lint_scan import WHOLE
 from dnapretrain.data.shards.scan import ALL_LOWER_PER_MILLE
 from dnapretrain.data.shards.selection import Selection, cut, equal_parts
 
