@@ -155,6 +155,7 @@ class _StreamBlocks:
         self._stream, self._helpers = stream, helpers
         self._buffers = [memoryview(bytearray(block_bytes)) for _ in range(2)]
         self._task: Task[int] | None = None
+        self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[memoryview]:
         for buffer in itertools.cycle(self._buffers):
@@ -170,7 +171,21 @@ class _StreamBlocks:
             self._task.abandon()
 
     def _read(self, buffer: memoryview) -> Task[int]:
-        return self._helpers.start(lambda: self._stream.readinto(buffer))
+        return self._helpers.start(lambda: self._fill(buffer))
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Bytes read; what comes before an error is given first. Readers return less than asked for, and each block has a price."""
+        if self._error is not None:
+            raise self._error
+        size = 0
+        try:
+            while size < len(buffer) and (read := self._stream.readinto(buffer[size:])):
+                size += read
+        except Exception as error:
+            if size == 0:
+                raise
+            self._error = error
+        return size
 
 
 class _BgzfBlocks:
