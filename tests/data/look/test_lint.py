@@ -17,9 +17,9 @@ from dnapretrain.cli import main
 from dnapretrain.data.formats import inputs as formats
 from dnapretrain.data.formats.compression import _OPENERS
 from dnapretrain.data.formats.inputs import strip_suffixes
+from dnapretrain.data.look import lint_records, lint_scan
 from dnapretrain.data.look.lint import LintSettings, lint
 from dnapretrain.data.look.lint_text import format_lint
-from dnapretrain.data.look import lint_records, lint_scan
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard
 from dnapretrain.errors import ConfigError, DataError
