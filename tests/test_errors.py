@@ -364,7 +364,7 @@ def other_vocabulary(folder: Path) -> None:
     ("damage", "arguments", "says"),
     [
         (lambda folder: None, "convert from-hf run new", ["run/config.json is missing: not a Hugging Face model folder"]),
-        (other_family, "convert from-hf hf new", ["hf: model_type = 'mamba'; known: llama"]),
+        (other_family, "convert from-hf hf new", ["config.json: model_type = 'mamba'", "llama (GENERator)"]),
         (other_vocabulary, "convert from-hf hf new", ["hf: vocab_size = 77"]),
         (no_weights, "convert from-hf hf new", ["hf", "safetensors"]),
         (lambda folder: None, "generate run --num-bases 4", ["run holds no config.json", "convert to-hf"]),

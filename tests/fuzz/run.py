@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -50,10 +51,15 @@ def run(harness: Harness, program: Path, runs: int, seed: int) -> tuple[int, int
     """Exit status, executions, and executions per second. What libFuzzer said goes to PROGRAM.log, a crashing input beside it."""
     corpus = program.with_suffix(".corpus")
     corpus.mkdir(exist_ok=True)
-    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={harness.max_bytes}", "-len_control=0", "-timeout=60", "-print_final_stats=1"]
+    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={harness.max_bytes}", "-len_control=0", "-timeout=60", "-rss_limit_mb=4096"]
+    options.append("-print_final_stats=1")
+    # Freed memory is kept aside to catch its use; an encoder's table of 20 MB each time would fill what there is.
+    environment = os.environ | {"ASAN_OPTIONS": "quarantine_size_mb=64"}
     log = program.with_suffix(".log")
     with log.open("w") as file:
-        status = subprocess.run([program, *options, f"-artifact_prefix={program}.crash-", corpus], stderr=file, check=False).returncode
+        status = subprocess.run(
+            [program, *options, f"-artifact_prefix={program}.crash-", corpus], stderr=file, env=environment, check=False
+        ).returncode
     text = log.read_text(errors="replace")
     executions, speed = (re.search(rf"stat::{name}:\s+(\d+)", text) for name in ("number_of_executed_units", "average_exec_per_sec"))
     return status, int(executions[1]) if executions else 0, int(speed[1]) if speed else 0

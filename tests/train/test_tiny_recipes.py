@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +34,6 @@ LAYOUTS = {"TP2": (2, {"tp": 2}), "PP2": (2, {"pp": 2}), "TP2xPP2+SP": (4, TP_PP
 BOTH = ("TP2xPP2+SP", "DP2 as published")
 TABLE = [*((name, layout) for name in (*TINY, "generator-v2-1.2b") for layout in BOTH), ("tiny-dnabert2", "TP2"), ("tiny-generator", "PP2")]
 OTHERS = [name for name in WEIGHTS if not any(yaml.safe_load(read_recipe(tiny))["recipe"] == name for tiny in TINY)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """Where transformers copies the code of folders to: once per process, as the tests of conversion do."""
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        if "transformers_modules" not in sys.modules:
-            patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 @pytest.fixture(scope="module")
