@@ -22,6 +22,7 @@ struct Result {
     std::vector<std::string> headers;
     std::vector<std::array<int64_t, 3>> documents;
     std::vector<RecordCounts> counts;
+    std::vector<std::pair<std::string, int64_t>> repeats;  // names used before, and their lines
 };
 
 bool is_blank(char byte) { return byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n'; }
@@ -77,9 +78,10 @@ private:
             if (i < length ? !is_name(text[i]) : static_cast<uint8_t>(text[i]) < 0x20 && text[i] != '\t') return fail();
         name_ = text.substr(0, length);
         open_ = true;
-        const bool is_new = names_.insert(name_).second;
+        if (!names_.insert(name_).second) out_.repeats.emplace_back(name_, line_);
+        ++records_;
         out_.headers.push_back(text);
-        return is_new ? true : fail();
+        return true;
     }
 
     void close() {
@@ -127,7 +129,7 @@ private:
         while (parts * rules_.max_length < length) ++parts;
         for (int64_t part = 0; part < parts; ++part, ++record_.documents) {
             const int64_t size = length / parts + (part < length % parts ? 1 : 0);
-            out_.documents.push_back({static_cast<int64_t>(names_.size()) - 1, start, start + size});
+            out_.documents.push_back({records_ - 1, start, start + size});
             start += size;
         }
     }
@@ -139,7 +141,7 @@ private:
     std::vector<bool> uracil_;
     RecordCounts record_;
     bool open_ = false;
-    int64_t line_ = 1, total_ = 0;
+    int64_t line_ = 1, total_ = 0, records_ = 0;
 };
 
 void take(FastaScanner &scanner, Result &result) {
@@ -169,6 +171,7 @@ Result scan(const Rules &rules, const std::string &text, const std::vector<size_
         scanner.finish();
         take(scanner, result);
         REQUIRE(scanner.bases.empty());
+        for (const Repeat &repeat : scanner.repeats()) result.repeats.emplace_back(repeat.name, repeat.line);
     } catch (const std::invalid_argument &error) {
         result = Result{};
         result.error = error.what();
@@ -231,6 +234,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         REQUIRE(result->bases == expected.bases);
         REQUIRE(result->documents == expected.documents);
         REQUIRE(result->headers == expected.headers);
+        REQUIRE(result->repeats == expected.repeats);
         REQUIRE(result->counts.size() == expected.counts.size());
         for (size_t i = 0; i < expected.counts.size(); ++i) REQUIRE(same(result->counts[i], expected.counts[i]));
         check_sums(*result);
