@@ -9,6 +9,7 @@ nothing: their bases come out upper case.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class _Record:
     bases: int = 0
 
 
-class _Flat:
+class _Flat(ABC):
     """One line at a time: what it is as FASTA. The two formats differ in how lines begin."""
 
     kind = "flat file"
@@ -63,16 +64,17 @@ class _Flat:
         self.head(record, line)
         return b">" + record.name + b" " + record.description if record.in_sequence else b""
 
+    @abstractmethod
     def begin(self, line: bytes) -> _Record:
-        raise NotImplementedError
+        """The record that its first line begins."""
 
+    @abstractmethod
     def head(self, record: _Record, line: bytes) -> None:
         """Note what a line before the sequence says; sets `in_sequence` at the last of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def split(self, record: _Record, line: bytes) -> tuple[bytes, bytes, int]:
         """Letters of a sequence line, the position printed beside them, and the one that should be."""
-        raise NotImplementedError
 
     def end_of_file(self) -> None:
         if self.record:

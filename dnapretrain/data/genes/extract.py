@@ -7,7 +7,6 @@ shard and, on each, their first base. Every rule that leaves something out count
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from dnapretrain.data.genes.gene_models import read_genes
 from dnapretrain.data.genes.gene_regions import Extraction, ExtractSettings, Region, read_bases
 from dnapretrain.data.shards.contigs import Assembly
 from dnapretrain.data.shards.indexed_dataset import index_bytes
+from dnapretrain.data.shards.manifest import letter_counts, write_manifest
 from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION, LABELS, open_shard
 from dnapretrain.data.shards.writer import FileWriter, commit, staging_folder
 from dnapretrain.errors import DataError
@@ -51,15 +51,11 @@ def extract(
     extraction = Extraction(genome, models, settings, contig_names)
     codons = extraction.check_codons()
     regions = extraction.regions()
-    try:
-        with staging_folder(output, overwrite) as staging:
-            written = _write(staging, genome, regions, settings, extraction.counts)
-            manifest = _manifest(genome, settings, written) | {"extraction": extraction.summary(codons) | _documents(written)}
-            with FileWriter(staging / "json") as json_writer:
-                json_writer.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
-            commit(staging, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
+    with staging_folder(output, overwrite) as staging:
+        written = _write(staging, genome, regions, settings, extraction.counts)
+        manifest = _manifest(genome, settings, written) | {"extraction": extraction.summary(codons) | _documents(written)}
+        write_manifest(staging, manifest)
+        commit(staging, output)
     return manifest
 
 
@@ -143,9 +139,7 @@ def _manifest(genome: Assembly, settings: ExtractSettings, written: _Written) ->
         "total_bases": kept + sum(dropped_bases.values()),
         "kept_bases": kept,
         "dropped_bases": dropped_bases,
-        "lower_case": int(letters[ord("a") : ord("z") + 1].sum()),
-        "n": int(letters[ord("N")] + letters[ord("n")]),
-        "ambiguous": kept - int(letters[list(b"ACGTNacgtn")].sum()),
+        **letter_counts(letters),
         "u_converted": 0,
     }
     return {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dnapretrain import _core
 from dnapretrain.data.formats.fasta import MAX_DOCUMENT, CutPolicy
 from dnapretrain.data.look.lint_scan import WHOLE
+from dnapretrain.data.shards.manifest import letter_counts
 from dnapretrain.data.shards.scan import ALL_LOWER_PER_MILLE
 from dnapretrain.data.shards.selection import Selection, cut, equal_parts
 
@@ -264,10 +265,7 @@ class Records:
             **{key: asked[key] for key in ("lower_case", "n", "ambiguous", "u_converted")},
         }
         if selection.is_active:
-            letters = self.kept_letters
-            counts["lower_case"] = int(letters[LOWER].sum())
-            counts["n"] = int(letters[N] + letters[N | 0x20])
-            counts["ambiguous"] = counts["kept_bases"] - int(letters[list(b"ACGTNacgtn")].sum())
+            counts |= letter_counts(self.kept_letters)
         if self.is_all_lower_case():
             counts["lower_case"] = 0
         if selection.has_intervals:

@@ -5,7 +5,6 @@ Bases are read and written in pieces; memory goes with their number by 8 bytes f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from dnapretrain import _core
 from dnapretrain.data.shards.indexed_dataset import CODE_AT, PACKED
+from dnapretrain.data.shards.manifest import write_manifest
 from dnapretrain.data.shards.packed import ENCODINGS, EXCEPTIONS, HEADER, MAGIC, TWO_BIT, VERSION
 from dnapretrain.data.shards.shard import Shard, open_shard, shard_file
-from dnapretrain.data.shards.writer import FileWriter, commit, staging_folder
+from dnapretrain.data.shards.writer import FileWriter, commit, read_stretch, staging_folder
 from dnapretrain.errors import ConfigError, DataError
 
 PIECE = 64 * _core.PACKED_BLOCK
-COPY_BYTES = 1 << 20
 UINT8 = 1
 
 
@@ -65,28 +64,34 @@ def convert_shard(prefix: str | Path, output: str | Path, encoding: str, overwri
     shard, output = open_shard(prefix), Path(output)
     if shard.encoding == encoding:
         raise ConfigError(f"{prefix} is encoded in {encoding} already. Ask for {' or '.join(set(ENCODINGS) - {encoding})}, or copy it")
-    try:
-        with staging_folder(output, overwrite) as staging:
-            index = shard_file(shard.prefix, "idx").read_bytes()
-            if encoding == TWO_BIT:
-                files = _pack(shard.bases, shard_file(shard.prefix, "bin"), staging, staging / "bin", shard.manifest["files"]["bin"])
-                manifest = _packed_manifest(shard.manifest, files | {"idx": _write_index(index, PACKED, staging)})
-            else:
-                files = {"bin": _unpack(shard, staging), "idx": _write_index(index, UINT8, staging)}
-                manifest = _ascii_manifest(shard.manifest, files)
-            for kind in set(manifest["files"]) - {"bin", "idx", EXCEPTIONS}:
-                _copy(shard_file(shard.prefix, kind), staging / kind, manifest["files"][kind])
-            with FileWriter(staging / "json") as json_writer:
-                json_writer.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
-            commit(staging, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
+    with staging_folder(output, overwrite) as staging:
+        index = shard_file(shard.prefix, "idx").read_bytes()
+        if encoding == TWO_BIT:
+            files = _pack(shard.bases, shard_file(shard.prefix, "bin"), staging, staging / "bin", shard.manifest["files"]["bin"])
+            manifest = _packed_manifest(shard.manifest, files | {"idx": _write_index(index, PACKED, staging)})
+        else:
+            files = {"bin": _unpack(shard, staging), "idx": _write_index(index, UINT8, staging)}
+            manifest = _ascii_manifest(shard.manifest, files)
+        for kind in set(manifest["files"]) - {"bin", "idx", EXCEPTIONS}:
+            _copy(shard_file(shard.prefix, kind), staging / kind, manifest["files"][kind])
+        write_manifest(staging, manifest)
+        commit(staging, output)
     return manifest
 
 
 def _pieces(bases: NDArray[np.uint8] | _core.PackedBases) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(bases), PIECE):
         yield np.asarray(bases[start : start + PIECE])
+
+
+def checked_bases(shard: Shard) -> Iterator[NDArray[np.uint8]]:
+    """All bases of a shard in ASCII, piece by piece. Raises DataError at the end where they are not those of the manifest."""
+    digest = xxhash.xxh3_128()
+    for piece in _pieces(shard.bases):
+        digest.update(piece.data)
+        yield piece
+    if digest.hexdigest() != shard.digest:
+        raise DataError(f"{shard.prefix}: its bases are not those of the manifest ({shard.digest}): the files were changed. Copy it again")
 
 
 def _pack(
@@ -119,10 +124,8 @@ def _pack(
 
 def _unpack(shard: Shard, staging: Path) -> dict[str, Any]:
     with FileWriter(staging / "bin") as writer:
-        for piece in _pieces(shard.bases):
+        for piece in checked_bases(shard):
             writer.write(piece.data)
-    if writer.entry()["xxh3_128"] != shard.digest:
-        raise DataError(f"{shard.prefix}: its bases are not those of the manifest ({shard.digest}): the files were changed. Copy it again")
     return writer.entry()
 
 
@@ -150,9 +153,8 @@ def _ascii_manifest(manifest: dict[str, Any], files: dict[str, Any]) -> dict[str
 
 
 def _append(path: Path, writer: FileWriter) -> None:
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(COPY_BYTES):
-            writer.write(data)
+    for data in read_stretch(path, 0, path.stat().st_size):
+        writer.write(data)
 
 
 def _copy(path: Path, target: Path, expected: dict[str, Any]) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dnapretrain import __version__
 from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION
+from dnapretrain.data.shards.writer import FileWriter
 
 
 def base_manifest(
@@ -35,9 +40,19 @@ def base_manifest(
     return manifest
 
 
-def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """As it is written."""
-    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+    """Stage the last file of a shard."""
+    with FileWriter(staging / "json") as writer:
+        writer.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def letter_counts(letters: NDArray[np.int64]) -> dict[str, int]:
+    """What `counts` says of the letters kept, from the occurrences of the 256 byte values."""
+    return {
+        "lower_case": int(letters[ord("a") : ord("z") + 1].sum()),
+        "n": int(letters[ord("N")] + letters[ord("n")]),
+        "ambiguous": int(letters.sum() - letters[list(b"ACGTNacgtn")].sum()),
+    }
 
 
 def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from dnapretrain.data.shards.edits import HEADER as EDITS_HEADER
 from dnapretrain.data.shards.edits import ROW_BYTES
-from dnapretrain.data.shards.encode import check_encoding, pack_staged
+from dnapretrain.data.shards.encode import check_encoding, checked_bases, pack_staged
 from dnapretrain.data.shards.indexed_dataset import BLOCK, MAGIC, PACKED, VERSION, index_blocks
 from dnapretrain.data.shards.indexed_dataset import HEADER as INDEX_HEADER
-from dnapretrain.data.shards.manifest import base_manifest, manifest_bytes, sum_counts
+from dnapretrain.data.shards.manifest import base_manifest, sum_counts, write_manifest
 from dnapretrain.data.shards.packed import ASCII, EXCEPTIONS, TWO_BIT
 from dnapretrain.data.shards.shard import DATA_KINDS, EDITS, HAPLOTYPES, LABELS, encoding_of, open_shard, read_manifest, shard_file
-from dnapretrain.data.shards.writer import COPY_BYTES, FileWriter, commit, read_stretch, staging_folder
+from dnapretrain.data.shards.writer import FileWriter, commit, read_stretch, staging_folder
 from dnapretrain.errors import ConfigError, DataError
 
 SECTIONS = ("haplotypes", "extraction")
@@ -40,18 +40,14 @@ def merge(
     manifests = [read_manifest(path) for path in paths]
     _check(paths, manifests, output)
     optional = [kind for kind in (EDITS, LABELS) if kind in manifests[0]["files"]]
-    try:
-        with staging_folder(output, overwrite) as staging:
-            files = _join(staging, paths, manifests, optional)
-            lengths = np.memmap(staging / "lengths", "<i4", "r")
-            manifest = _manifest(manifests, lengths, files)
-            if encoding == TWO_BIT:
-                manifest = pack_staged(staging, manifest)
-            with FileWriter(staging / "json") as writer:
-                writer.write(manifest_bytes(manifest))
-            commit(staging, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
+    with staging_folder(output, overwrite) as staging:
+        files = _join(staging, paths, manifests, optional)
+        lengths = np.memmap(staging / "lengths", "<i4", "r")
+        manifest = _manifest(manifests, lengths, files)
+        if encoding == TWO_BIT:
+            manifest = pack_staged(staging, manifest)
+        write_manifest(staging, manifest)
+        commit(staging, output)
     if move:
         for path, old in zip(paths, manifests, strict=True):
             for kind in ("json", *old["files"]):  # without its manifest no shard looks finished
@@ -149,13 +145,8 @@ def _bases(prefix: Path, manifest: dict[str, Any]) -> Iterator[memoryview]:
     if encoding_of(manifest) == ASCII:
         yield from _checked(prefix, manifest, "bin")
         return
-    shard, digest = open_shard(prefix), xxhash.xxh3_128()
-    for start in range(0, len(shard.bases), COPY_BYTES):
-        piece = np.asarray(shard.bases[start : start + COPY_BYTES])
-        digest.update(piece.data)
+    for piece in checked_bases(open_shard(prefix)):
         yield piece.data
-    if digest.hexdigest() != shard.digest:
-        raise DataError(f"{prefix}: its bases are not those of the manifest ({shard.digest}): the files were changed. Copy the shard again")
 
 
 def _checked(prefix: Path, manifest: dict[str, Any], kind: str, start: int = 0, end: int | None = None) -> Iterator[memoryview]:

@@ -14,7 +14,7 @@ from dnapretrain.data.formats.inputs import check_readable, find_inputs, strip_s
 from dnapretrain.data.shards.assemble import Assembler, Skipped
 from dnapretrain.data.shards.encode import check_encoding, pack_staged, packing_notes
 from dnapretrain.data.shards.indexed_dataset import index_blocks
-from dnapretrain.data.shards.manifest import base_manifest, manifest_bytes, sum_counts
+from dnapretrain.data.shards.manifest import base_manifest, sum_counts, write_manifest
 from dnapretrain.data.shards.packed import ASCII, TWO_BIT
 from dnapretrain.data.shards.progress import Meter, OnProgress, TerminalProgress
 from dnapretrain.data.shards.scan import Piece, Settings, Source
@@ -88,8 +88,6 @@ def preprocess(
                     notes.append(f"finished inputs are kept in {staging.folder}: the same command goes on from there")
                 raise
             commit(staging.folder, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
     finally:
         if on_terminal:
             on_terminal.end()
@@ -123,8 +121,7 @@ def _write_rest(
     )
     if encoding == TWO_BIT:
         manifest = pack_staged(staging.folder, manifest)
-    with FileWriter(staging.folder / "json") as json_writer:
-        json_writer.write(manifest_bytes(manifest))
+    write_manifest(staging.folder, manifest)
     return manifest
 
 

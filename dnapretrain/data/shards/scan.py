@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dnapretrain import _core
 from dnapretrain.data.formats.fasta import Block, CutPolicy, FastaFile
 from dnapretrain.data.formats.helpers import Helpers, Task
+from dnapretrain.data.shards.manifest import letter_counts
 from dnapretrain.data.shards.progress import Meter
 from dnapretrain.data.shards.selection import Selection, select
 from dnapretrain.data.shards.writer import FileWriter
@@ -232,9 +233,7 @@ def _select(
     if selection.is_active:
         counts["documents"] = len(selected.documents)
     counts["kept_bases"] = int(letters.sum())
-    counts["lower_case"] = int(letters[ord("a") : ord("z") + 1].sum())
-    counts["n"] = int(letters[ord("N")] + letters[ord("n")])
-    counts["ambiguous"] = counts["kept_bases"] - int(letters[list(b"ACGTNacgtn")].sum())
+    counts |= letter_counts(letters)
     counts["dropped_bases"]["short"] += selected.short
     counts["dropped_documents"]["short"] += selected.short_documents
     if selection.has_intervals:

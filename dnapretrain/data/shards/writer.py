@@ -134,7 +134,10 @@ class Staging:
 
 @contextmanager
 def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder beside the output that only this run uses; removed at the end, whatever happens."""
+    """A new folder beside the output that only this run uses; removed at the end, whatever happens.
+
+    Raises DataError where the output cannot be written, also for an OSError inside.
+    """
     with lasting_staging(output, overwrite) as staging:
         staging.clear()
         yield staging.folder
@@ -143,6 +146,15 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def lasting_staging(output: Path, overwrite: bool) -> Iterator[Staging]:
     """The same, with what a run that was stopped has left in it; it stays where this run fails too and set `keep`."""
+    try:
+        with _staging(output, overwrite) as staging:
+            yield staging
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
+
+
+@contextmanager
+def _staging(output: Path, overwrite: bool) -> Iterator[Staging]:
     if not output.name or output.is_dir():
         raise DataError(f"{output}: a folder, not a prefix. Give for example --output {output / 'shard'}")
     created = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]  # innermost first

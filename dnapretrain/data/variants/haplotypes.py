@@ -7,7 +7,6 @@ column 13 of the BED names sample and haplotype, and the edit list (data/shards/
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from array import array
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from dnapretrain import __version__, _core
 from dnapretrain.data.shards.edits import HEADER, ROW_BYTES, edits_tail
 from dnapretrain.data.shards.indexed_dataset import MAX_LENGTH, index_bytes
+from dnapretrain.data.shards.manifest import write_manifest
 from dnapretrain.data.shards.progress import Meter, TerminalProgress
 from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION, HAPLOTYPES, Shard, open_shard
 from dnapretrain.data.shards.writer import FileWriter, commit, staging_folder
@@ -80,11 +80,8 @@ def make_haplotypes(
             size = build.check_room()
             say(f"{len(names)} samples x 2 haplotypes x {build.reference_bases:,} bases: about {size:,} bytes to write")
             manifest = build.write(Meter(size, progress), files)
-            with FileWriter(staging / "json") as json_writer:
-                json_writer.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+            write_manifest(staging, manifest)
             commit(staging, output)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written: {error.strerror or error}. Free space or choose another --output") from None
     finally:
         if progress:
             progress.end()
