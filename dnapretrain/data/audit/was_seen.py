@@ -8,7 +8,6 @@ Loci in text are `assembly:contig:start-end`, 1-based, end included.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from dnapretrain.data.audit.placed import Axis, Placed, training_runs
 from dnapretrain.data.audit.runs import Steps, open_train
 from dnapretrain.data.sampling.lengths import LengthPart
 from dnapretrain.data.sampling.split import SIDES, split_documents, whole_documents
+from dnapretrain.data.shards.locus import Locus, split_locus
 from dnapretrain.data.shards.shard import open_shard
 from dnapretrain.errors import ConfigError
 
@@ -29,19 +29,6 @@ STRETCHES_AT_A_TIME = 1_000_000
 """Loci are looked at so many together that about so many stretches of documents lie near them."""
 NAMED = 5
 """Haplotypes named in text; JSON has all."""
-
-
-@dataclass(frozen=True)
-class Locus:
-    """Bases [start, end) of a contig, 0-based."""
-
-    assembly: str
-    contig: str
-    start: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{self.assembly}:{self.contig}:{self.start + 1}-{self.end}"
 
 
 @dataclass
@@ -160,12 +147,7 @@ def _names(axis: Axis) -> dict[str, set[tuple[str, str]]]:
 
 
 def _parse_locus(text: str, names: dict[str, set[tuple[str, str]]]) -> Locus:
-    found = re.fullmatch(r"(.+):([\d,]+)-([\d,]+)", text)
-    if not found:
-        raise ConfigError(f"'{text}' is not a locus. Give assembly:contig:start-end, 1-based, e.g. hg38:chr1:10,001-20,000")
-    name, start, end = found[1], int(found[2].replace(",", "") or 0), int(found[3].replace(",", "") or 0)
-    if not 1 <= start <= end:
-        raise ConfigError(f"locus {text} starts at {start} and ends at {end}; loci are 1-based, end included. Mend it")
+    name, start, end = split_locus(text)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]
         raise ConfigError(f"contig '{name}' is in no shard of the run. Near names: {', '.join(near)}")
@@ -173,7 +155,7 @@ def _parse_locus(text: str, names: dict[str, set[tuple[str, str]]]) -> Locus:
         some = ", ".join(sorted(":".join(pair) for pair in names[name])[:5])
         raise ConfigError(f"contig '{name}' is in {len(names[name])} assemblies. Give one of them: {some}")
     [(assembly, contig)] = names[name]
-    return Locus(assembly, contig, start - 1, end)
+    return Locus(assembly, contig, start, end)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dnapretrain import _core
+from dnapretrain.data.shards.locus import Locus, split_locus
 from dnapretrain.data.shards.shard import Shard
 from dnapretrain.errors import ConfigError
 
@@ -17,24 +16,9 @@ LINE = 60
 """Bases of a printed line."""
 
 
-@dataclass(frozen=True)
-class Locus:
-    """A stretch of a contig, 0-based half-open."""
-
-    assembly: str
-    contig: str
-    start: int
-    end: int
-
-
 def parse_locus(text: str, shard: Shard) -> Locus:
     """`assembly:contig:start-end` or `contig:start-end`, 1-based, end included. Raises ConfigError, also for contigs not in the shard."""
-    found = re.fullmatch(r"(.+):(\d[\d,]*)-(\d[\d,]*)", text)
-    if not found:
-        raise ConfigError(f"--locus {text} is not a locus. Give assembly:contig:start-end, 1-based, e.g. hg38:chr1:10,001-20,000")
-    name, start, end = found[1], int(found[2].replace(",", "")), int(found[3].replace(",", ""))
-    if not 1 <= start <= end:
-        raise ConfigError(f"--locus {text} starts at {start} and ends at {end}; loci are 1-based, end included. Mend it")
+    name, start, end = split_locus(text, "--locus")
     pairs = list(dict.fromkeys(zip(shard.coordinates.assembly, shard.coordinates.contig, strict=True)))
     holders = [pair for pair in pairs if name in (pair[1], ":".join(pair))]
     if not holders:
@@ -43,7 +27,7 @@ def parse_locus(text: str, shard: Shard) -> Locus:
         raise ConfigError(f"--locus {text}: the shard has no contig '{name}'. Near names: {', '.join(near)}")
     if len(holders) > 1:
         raise ConfigError(f"--locus {text}: '{name}' is in {len(holders)} assemblies. Give one: {', '.join(map(':'.join, holders[:5]))}")
-    return Locus(*holders[0], start - 1, end)
+    return Locus(*holders[0], start, end)
 
 
 def read_locus(shard: Shard, text: str) -> dict[str, Any]:
