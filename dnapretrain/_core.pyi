@@ -280,6 +280,9 @@ class BatchFiller:
 MIN_SKETCH_K: int
 MAX_SKETCH_K: int
 
+def begin_writeback(file: int, start: int, size: int) -> None:
+    """Have the system begin to put `size` bytes of an open file on disk, without waiting (sync_file_range): a later fsync is short."""
+
 def sketch(
     bases: NDArray[np.uint8] | PackedBases,
     starts: NDArray[np.int64],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import xxhash
 from isal import igzip
 
@@ -153,7 +154,7 @@ class _StreamBlocks:
 
     def __init__(self, stream: Readable, block_bytes: int, helpers: Helpers) -> None:
         self._stream, self._helpers = stream, helpers
-        self._buffers = [memoryview(bytearray(block_bytes)) for _ in range(2)]
+        self._buffers = [np.empty(block_bytes, np.uint8).data for _ in range(2)]  # pages that are not used cost nothing
         self._task: Task[int] | None = None
         self._error: Exception | None = None
 
@@ -250,7 +251,7 @@ def _bgzf_length(data: bytes, at: int) -> int:
 
 def _inflate(group: bytes, size: int) -> memoryview:
     stream = _Gzip(io.BytesIO(group))
-    unpacked = memoryview(bytearray(size + 1))  # one more, so that the last checksum is looked at
+    unpacked = np.empty(size + 1, np.uint8).data  # one more, so that the last checksum is looked at
     filled = 0
     while read := stream.readinto(unpacked[filled:]):
         filled += read

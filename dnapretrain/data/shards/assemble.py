@@ -14,11 +14,13 @@ from typing import Any
 from dnapretrain.data.formats.helpers import Helpers
 from dnapretrain.data.shards.journal import Journal
 from dnapretrain.data.shards.progress import Meter
-from dnapretrain.data.shards.scan import STAGED_KINDS, Piece, Settings, Source, StagedFiles, scan, staged_file
+from dnapretrain.data.shards.scan import STAGED_KINDS, PartFiles, Piece, Room, Settings, Source, StagedFiles, scan, staged_file
 from dnapretrain.data.shards.writer import Staging, read_stretch
 from dnapretrain.errors import DataError
 
 Say = Callable[[str], None]
+PART_MEMORY = 1 << 26
+"""Bytes, of all inputs together that are scanned before their turn; what is more goes to files."""
 SYNC_SECONDS = 10.0
 """Finished pieces are put on disk at most so often."""
 
@@ -39,6 +41,7 @@ class Assembler:
         self._sources, self._settings, self._meter, self._say = sources, settings, meter, say
         self._journal = Journal(self._folder, settings)
         self._next_part = itertools.count(1)
+        self._room = Room(PART_MEMORY)
         self._assembled = 0
         self._lock = threading.Lock()
         self._synced = time.monotonic()
@@ -64,16 +67,22 @@ class Assembler:
         return outcomes
 
     def _append(
-        self, number: int, kept: dict[int, Piece], futures: dict[int, Future[Piece | Skipped]], files: StagedFiles, helpers: Helpers
+        self,
+        number: int,
+        kept: dict[int, Piece],
+        futures: dict[int, Future[tuple[Piece | Skipped, PartFiles | None]]],
+        files: StagedFiles,
+        helpers: Helpers,
     ) -> Piece | Skipped:
+        part: PartFiles | None = None
         if number in kept:
             outcome: Piece | Skipped = kept[number]
         elif number in futures:
-            outcome = futures.pop(number).result()
+            outcome, part = futures.pop(number).result()
         else:
-            outcome = self._scan(number, files, helpers)
+            outcome, part = self._scan(number, files, helpers)
         if isinstance(outcome, Piece) and outcome.stem:
-            outcome = self._move(outcome, files)
+            outcome = self._move(outcome, part, files)
         with self._lock:
             self._assembled = number + 1
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -83,29 +92,32 @@ class Assembler:
             self._synced = time.monotonic()
         return outcome
 
-    def _scan(self, number: int, files: StagedFiles, helpers: Helpers) -> Piece | Skipped:
+    def _scan(self, number: int, files: StagedFiles, helpers: Helpers) -> tuple[Piece | Skipped, PartFiles | None]:
         """Scan a source straight into the files of the shard where all before it are there, else into a part of its own."""
         with helpers.slots:
-            with self._lock:
-                is_next = self._assembled == number
-                part = "" if is_next else f"part-{next(self._next_part)}"
-            if is_next:
-                return self._try_scan(self._sources[number], files, helpers)
-            with StagedFiles(self._folder, part) as part_files:
-                return self._try_scan(self._sources[number], part_files, helpers)
+            if self._is_turn(number):
+                return self._try_scan(self._sources[number], files, helpers), None
+            with self._part(files, lambda: self._is_turn(number)) as part:
+                return self._try_scan(self._sources[number], part, helpers), part
+
+    def _part(self, files: StagedFiles, is_turn: Callable[[], bool]) -> PartFiles:
+        with self._lock:
+            return PartFiles(self._folder, f"part-{next(self._next_part)}", self._room, files, is_turn)
+
+    def _is_turn(self, number: int) -> bool:
+        with self._lock:
+            return self._assembled == number
 
     def _try_scan(self, source: Source, files: StagedFiles, helpers: Helpers) -> Piece | Skipped:
-        marks = [writer.mark() for writer in files.all]
         try:
             piece = scan(source, self._settings, files, self._meter, helpers)
         except DataError as error:
             if self._settings.on_error == "stop":
                 raise
-            for writer, mark in zip(files.all, marks, strict=True):
-                writer.rewind(mark)
-                writer.cut()
+            files.take_back()
             return Skipped(source.path, str(error))
-        self._finished(piece)
+        if not (isinstance(files, PartFiles) and files.in_memory):
+            self._finished(piece)
         return piece
 
     def _finished(self, piece: Piece) -> None:
@@ -113,8 +125,12 @@ class Assembler:
             self._journal.add(piece)
             self._staging.keep = True
 
-    def _move(self, piece: Piece, files: StagedFiles) -> Piece:
+    def _move(self, piece: Piece, part: PartFiles | None, files: StagedFiles) -> Piece:
         """Append a part to the files of the shard, and remove it."""
+        if part and part.in_memory:
+            moved = replace(piece, stem="", places=part.move_to(files))
+            self._finished(moved)
+            return moved
         moved = copy_piece(self._folder, piece, files)
         self._finished(moved)
         for kind in STAGED_KINDS:
@@ -135,7 +151,7 @@ class Assembler:
         self._next_part = itertools.count(1 + max((int(name) for name in taken if name.isdecimal()), default=0))
         for number, piece in found.items():
             if self._journal.whole(piece):
-                kept[number] = piece if piece.stem else self._carry_out(piece)
+                kept[number] = piece if piece.stem else self._carry_out(piece, files)
         damaged -= len(kept)
         self._journal.rewrite(kept.values())
         for writer in files.all:
@@ -151,9 +167,10 @@ class Assembler:
             self._say(note)
         return kept
 
-    def _carry_out(self, piece: Piece) -> Piece:
+    def _carry_out(self, piece: Piece, files: StagedFiles) -> Piece:
         """Give a piece that is not in its place files of its own."""
-        with StagedFiles(self._folder, f"part-{next(self._next_part)}") as part:
+        with self._part(files, lambda: False) as part:
+            part.spill()
             return copy_piece(self._folder, piece, part)
 
 

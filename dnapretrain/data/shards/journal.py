@@ -101,7 +101,7 @@ class Journal:
         return digest.hexdigest()
 
     def _line(self, piece: Piece) -> bytes:
-        return (json.dumps({"fingerprint": self._fingerprint} | asdict(piece)) + "\n").encode()
+        return (json.dumps({"fingerprint": self._fingerprint} | vars(piece)) + "\n").encode()
 
     def _read(self) -> dict[str, dict[str, Any]]:
         lines: dict[str, dict[str, Any]] = {}

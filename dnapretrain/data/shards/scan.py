@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from dnapretrain.data.formats.helpers import Helpers, Task
 from dnapretrain.data.shards.manifest import letter_counts
 from dnapretrain.data.shards.progress import Meter
 from dnapretrain.data.shards.selection import Selection, select
-from dnapretrain.data.shards.writer import FileWriter
+from dnapretrain.data.shards.writer import FileWriter, SpooledWriter
 
 STAGED_KINDS = ("bin", "bed", "lengths")
 """`lengths`: int32 for each document."""
@@ -68,16 +69,39 @@ def staged_file(folder: Path, stem: str, kind: str) -> Path:
     return folder / (f"{stem}.{kind}" if stem else kind)
 
 
+class Room:
+    """Memory that all parts share."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether `size` bytes were free, which they then are not any more."""
+        with self._lock:
+            fits = size <= self._free
+            self._free -= size if fits else 0
+            return fits
+
+    def give(self, size: int) -> None:
+        """Take these bytes back."""
+        with self._lock:
+            self._free += size
+
+
 class StagedFiles:
-    """Bases, BED lines and lengths of documents, written side by side."""
+    """Bases, BED lines and lengths of documents, written side by side: the files of the shard itself, which are kept, and put on disk."""
 
-    def __init__(self, folder: Path, stem: str = "") -> None:
-        self.stem = stem
-        # A part is soon copied: only the files of the shard itself are kept, and put on disk.
-        self.bases, self.lines, self.lengths = (FileWriter(staged_file(folder, stem, kind), not stem, not stem) for kind in STAGED_KINDS)
-        self.all = (self.bases, self.lines, self.lengths)
+    stem = ""
 
-    def __enter__(self) -> StagedFiles:
+    def __init__(self, folder: Path) -> None:
+        self._use(FileWriter(staged_file(folder, "", kind), keep=True) for kind in STAGED_KINDS)
+
+    def _use(self, writers: Iterable[FileWriter]) -> None:
+        self.bases, self.lines, self.lengths = self.all = tuple(writers)
+        self.marks = [writer.mark() for writer in self.all]
+
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             for writer in self.all:
                 stack.enter_context(writer)
@@ -86,6 +110,21 @@ class StagedFiles:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.__exit__(kind, error, trace)
+
+    def begin(self) -> None:
+        """What is written from here on is of one source."""
+        self.marks = [writer.mark() for writer in self.all]
+        for writer in self.all:
+            writer.begin_section()
+
+    def make_room(self, size: int) -> None:
+        """`size` bytes more are about to be written; nobody writes at this moment."""
+
+    def take_back(self) -> None:
+        """Remove what was written of the source."""
+        for writer, mark in zip(self.all, self.marks, strict=True):
+            writer.rewind(mark)
+            writer.cut()
 
     def add(self, names: Sequence[str], first: int, documents: NDArray[np.int64], assembly: str) -> None:
         """Write lines and lengths of `documents` (n, 3): record, start, end; `names` are those of the records from `first` on."""
@@ -99,19 +138,77 @@ class StagedFiles:
             self.lengths.write((rows[:, 2] - rows[:, 1]).astype("<i4").tobytes())
 
 
+class PartFiles(StagedFiles):
+    """What is scanned before its turn: in memory; where that is full, in the shard if its turn has come by then, else in files."""
+
+    def __init__(self, folder: Path, stem: str, room: Room, shard: StagedFiles, is_turn: Callable[[], bool]) -> None:
+        self.stem = stem
+        self._room, self._taken, self._shard, self._is_turn = room, 0, shard, is_turn
+        self._spools = [SpooledWriter(staged_file(folder, stem, kind)) for kind in STAGED_KINDS]
+        self._use(self._spools)
+
+    @property
+    def in_memory(self) -> bool:
+        """Nothing of it is in any file."""
+        return self._spools[0].in_memory and self.all[0] is self._spools[0]
+
+    def make_room(self, size: int) -> None:
+        """Leave the memory where there is no room in it for `size` bytes more."""
+        if not self.in_memory:
+            return
+        wanted = sum(writer.size for writer in self.all) + size - self._taken
+        if wanted <= 0:
+            return
+        if self._room.take(wanted):
+            self._taken += wanted
+        elif self._is_turn():
+            self.stem = ""
+            self.move_to(self._shard)
+            self._use(self._shard.all)
+            self.marks = self._shard.marks
+        else:
+            self.spill()
+
+    def spill(self) -> None:
+        """From here on in files of its own."""
+        for spool in self._spools:
+            spool.spill()
+        self._give_back()
+
+    def move_to(self, files: StagedFiles) -> dict[str, tuple[int, int, str]]:
+        """Append what is in memory to `files`: the places it has there."""
+        files.begin()
+        for writer, spool in zip(files.all, self._spools, strict=True):
+            spool.pour_into(writer)
+            writer.flush()
+        self._give_back()
+        return {kind: writer.section() for kind, writer in zip(STAGED_KINDS, files.all, strict=True)}
+
+    def take_back(self) -> None:
+        """Remove what was written of the source."""
+        super().take_back()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._room.give(self._taken)
+        self._taken = 0
+
+
 class _WriteBehind:
     """Writes and digests one block while the next is scanned."""
 
-    def __init__(self, writer: FileWriter, helpers: Helpers) -> None:
-        self._writer, self._helpers = writer, helpers
+    def __init__(self, files: StagedFiles, helpers: Helpers) -> None:
+        self._files, self._helpers = files, helpers
         self._task: Task[None] | None = None
 
     def write(self, data: memoryview) -> None:
-        if self._helpers.workers == 1:
-            self._writer.write(data)
-            return
         self.wait()
-        self._task = self._helpers.start(lambda: self._writer.write(data))
+        self._files.make_room(len(data))
+        writer = self._files.bases
+        if self._helpers.workers == 1:
+            writer.write(data)
+        else:
+            self._task = self._helpers.start(lambda: writer.write(data))
 
     def wait(self) -> None:
         task, self._task = self._task, None
@@ -163,10 +260,9 @@ def scan(source: Source, settings: Settings, files: StagedFiles, meter: Meter, h
     selection, policy = settings.selection, settings.policy
     # Regions are chosen from whole segments; what is still too long is cut after that.
     fasta = FastaFile(source.path, replace(policy, max_length=NEVER_CUT) if selection.is_active else policy, settings.sha256, helpers)
-    tally, chosen, behind = _Tally(), _Chosen(), _WriteBehind(files.bases, helpers)
-    for writer in files.all:
-        writer.begin_section()
-    mark, read = files.bases.mark(), 0
+    tally, chosen, behind = _Tally(), _Chosen(), _WriteBehind(files, helpers)
+    files.begin()
+    read = 0
     try:
         for block in fasta.blocks():
             behind.write(block.bases.data)
@@ -183,6 +279,7 @@ def scan(source: Source, settings: Settings, files: StagedFiles, meter: Meter, h
         behind.abandon()
     counts = tally.counts()
     all_lower_case = counts["lower_case"] * 1000 > counts["kept_bases"] * ALL_LOWER_PER_MILLE
+    mark = files.marks[0]  # only now: files may have changed
     if files.bases.size - mark[0] == counts["kept_bases"] and (selection.is_active or all_lower_case):
         documents = _select(settings, chosen, all_lower_case, counts, files.bases, mark)
         if selection.is_active:

@@ -165,7 +165,6 @@ def select(
     In this order: cut at the edges of intervals, leave out what is shorter than `min_length`, leave out what
     has too much N, cut what is longer than `max_length` into equal parts. With `upper_case` the bases become upper case.
     """
-    writer.flush()
     lengths = documents[:, 2] - documents[:, 1]
     places = np.cumsum(lengths) - lengths
     pieces, parents = cut(selection, contigs, documents)
@@ -289,7 +288,7 @@ def _blocks_of(
     """
     ends = places + sizes
     end = int(ends[-1]) if len(ends) else 0
-    with writer.path.open("rb", buffering=0) as file:
+    with writer.reader() as file:
         for at in range(0, end, MOVED_BYTES):
             file.seek(start + at)
             bases = np.frombuffer(file.read(min(MOVED_BYTES, end - at)), np.uint8)

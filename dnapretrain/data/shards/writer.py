@@ -7,15 +7,17 @@ interrupted run leaves is its staging folder, which the next run with the same p
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
+from dnapretrain import _core
 from dnapretrain.data.shards.packed import EXCEPTIONS
 from dnapretrain.data.shards.shard import DATA_KINDS, EDITS, LABELS, shard_file
 from dnapretrain.errors import DataError
@@ -23,6 +25,7 @@ from dnapretrain.errors import DataError
 OPTIONAL_KINDS = (EDITS, LABELS, EXCEPTIONS)
 LOCK = "lock"
 COPY_BYTES = 1 << 20
+WRITEBACK_BYTES = 1 << 25
 
 
 class FileWriter:
@@ -34,6 +37,8 @@ class FileWriter:
     def __init__(self, path: Path, keep: bool = False, durable: bool = True) -> None:
         self.path = path
         self.size = 0
+        self._file: IO[bytes]
+        self._on_its_way = 0
         self._keep, self._durable = keep, durable
         self._digest = xxhash.xxh3_128()
         self._section = xxhash.xxh3_128()
@@ -55,6 +60,15 @@ class FileWriter:
         self._digest.update(data)
         self._section.update(data)
         self.size += len(data)
+        if self._durable and self.size - self._on_its_way >= WRITEBACK_BYTES:
+            self._file.flush()
+            _core.begin_writeback(self._file.fileno(), self._on_its_way, self.size - self._on_its_way)
+            self._on_its_way = self.size
+
+    def reader(self) -> IO[bytes]:
+        """What was written, from the first byte."""
+        self.flush()
+        return self.path.open("rb", buffering=0)
 
     def flush(self) -> None:
         """What was written can be read from the file afterwards, also after a kill -9."""
@@ -73,6 +87,7 @@ class FileWriter:
         """Go on writing from `mark`; `cut` removes what is left of the old bytes."""
         self.flush()
         self.size = mark[0]
+        self._on_its_way = min(self._on_its_way, self.size)
         self._digest, self._section = (digest.copy() for digest in mark[1])
         self._file.seek(self.size)
 
@@ -105,6 +120,40 @@ class FileWriter:
     def entry(self) -> dict[str, Any]:
         """Size in bytes and XXH3-128 of what was written, as the manifest holds them."""
         return {"size": self.size, "xxh3_128": self._digest.hexdigest()}
+
+
+class SpooledWriter(FileWriter):
+    """The same in memory, until `spill` gives it a file. It need not outlive the process."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, durable=False)
+        self.in_memory = True
+
+    def __enter__(self) -> SpooledWriter:
+        self._file = self._memory = io.BytesIO()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.in_memory:
+            self._file.close()
+
+    def reader(self) -> IO[bytes]:
+        """What was written, from the first byte."""
+        return io.BytesIO(self._memory.getvalue()) if self.in_memory else super().reader()
+
+    def pour_into(self, writer: FileWriter) -> None:
+        """Append what is in memory to `writer`; it is in memory no more."""
+        with self._memory.getbuffer() as content:
+            writer.write(content)
+        self._memory.close()
+
+    def spill(self) -> None:
+        """From here on in the file."""
+        file = self.path.open("wb")
+        with self._memory.getbuffer() as content:
+            file.write(content)
+        self._memory.close()
+        self._file, self.in_memory = file, False
 
 
 def read_stretch(path: Path, start: int, size: int) -> Iterator[memoryview]:

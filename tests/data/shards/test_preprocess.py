@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import xxhash
 
+from dnapretrain.data.shards import assemble
+from dnapretrain.data.shards.assemble import copy_piece
 from dnapretrain.data.shards.preprocess import preprocess
+from dnapretrain.data.shards.scan import STAGED_KINDS, PartFiles, Piece, Room, StagedFiles
 from dnapretrain.data.shards.shard import open_shard, verify_shard
 from dnapretrain.errors import ConfigError, DataError
 
@@ -50,6 +53,73 @@ def test_same_bytes_for_any_worker_count(tmp_path, inputs):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["in", *(f"{name}.{kind}" for name in ("one", "three", "nine") for kind in KINDS)]
     )
+
+
+@pytest.mark.parametrize("memory", [0, 30_000, 1 << 26])
+@pytest.mark.parametrize("options", [{}, {"max_n_fraction": 0.5}])
+def test_same_bytes_wherever_parts_are_kept(tmp_path, inputs, monkeypatch, memory, options):
+    (tmp_path / "in" / "low.fa").write_text(">l\n" + "acgt" * 4000 + "\n")  # rewritten in upper case
+    inputs = [inputs[0], tmp_path / "in" / "low.fa", *inputs[1:]]
+    preprocess(inputs, tmp_path / "one", **options)
+    monkeypatch.setattr(assemble, "PART_MEMORY", memory)
+    kinds = []
+    move = assemble.Assembler._move
+    monkeypatch.setattr(
+        assemble.Assembler, "_move", lambda self, piece, part, files: (kinds.append(part.in_memory), move(self, piece, part, files))[1]
+    )
+    for attempt in range(3):
+        preprocess(inputs, tmp_path / "four", workers=4, overwrite=attempt > 0, **options)
+        assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "four")
+    assert not kinds or set(kinds) == {memory > 0} or memory == 30_000
+
+
+@pytest.mark.parametrize("turn", [True, False, None])
+def test_a_part_leaves_the_memory(tmp_path, turn):
+    """To the shard where its turn has come, else to files; None: it stays. Either way the shard holds the same in the end."""
+    room = Room(1_000 if turn is not None else 10_000)
+    with StagedFiles(tmp_path) as shard, PartFiles(tmp_path, "part-1", room, shard, lambda: bool(turn)) as part:
+        for writer in shard.all:
+            writer.write(b"before")
+        part.begin()
+        for block in (b"A" * 600, b"C" * 600, b"G" * 10):
+            part.make_room(len(block))
+            part.bases.write(block)
+            part.lines.write(b"line\n")
+        assert part.in_memory == (turn is None)
+        assert part.stem == ("" if turn else "part-1")
+        assert (tmp_path / "part-1.bin").exists() == (turn is False)
+        with part.bases.reader() as file:
+            assert file.read().endswith(b"A" * 600 + b"C" * 600 + b"G" * 10)
+        for writer in part.all:
+            writer.flush()
+        places = {kind: writer.section() for kind, writer in zip(STAGED_KINDS, part.all, strict=True)}
+        piece = Piece({}, 0, part.stem, places, {})
+        if turn is None:
+            places = part.move_to(shard)
+        elif not turn:
+            places = copy_piece(tmp_path, piece, shard).places
+        assert room.take(1_000)  # all of it was given back
+    assert (tmp_path / "bin").read_bytes() == b"before" + b"A" * 600 + b"C" * 600 + b"G" * 10
+    assert (tmp_path / "bed").read_bytes() == b"before" + b"line\n" * 3
+    assert {kind: place[:2] for kind, place in places.items()} == {"bin": (6, 1210), "bed": (6, 15), "lengths": (6, 0)}
+    assert places["bin"][2] == xxhash.xxh3_128_hexdigest(b"A" * 600 + b"C" * 600 + b"G" * 10)
+
+
+def test_a_part_that_is_taken_back(tmp_path):
+    """An input left out, in each of the three places."""
+    for turn in (True, False, None):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        room = Room(100 if turn is not None else 10_000)
+        with StagedFiles(folder) as shard, PartFiles(folder, "part-1", room, shard, lambda turn=turn: bool(turn)) as part:
+            shard.bases.write(b"before")
+            part.begin()
+            part.make_room(600)
+            part.bases.write(b"A" * 600)
+            part.take_back()
+            shard.bases.write(b"after")
+            assert room.take(100)
+        assert (folder / "bin").read_bytes() == b"beforeafter"
 
 
 def test_manifest(tmp_path, inputs):

@@ -22,7 +22,8 @@ from dnapretrain.errors import DataError
 
 STOPPED = """
 import os, signal, sys
-from dnapretrain.data.shards import journal, preprocess
+from dnapretrain.data.shards import assemble, journal, preprocess
+assemble.PART_MEMORY = 25_000  # some of what is scanned before its turn is in memory, some in files
 left, add = int(sys.argv[1]), journal.Journal.add
 def add_and_die(self, piece):
     global left

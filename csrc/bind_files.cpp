@@ -1,0 +1,22 @@
+// What Python's os has no name for.
+#include <fcntl.h>
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace {
+
+// A hint: where the system cannot do it, fsync does it all at the end and reports what goes wrong.
+void begin_writeback(int file, int64_t start, int64_t size) {
+#ifdef SYNC_FILE_RANGE_WRITE
+    (void)sync_file_range(file, start, size, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)file, (void)start, (void)size;
+#endif
+}
+
+}  // namespace
+
+void bind_files(py::module_ &module) {
+    module.def("begin_writeback", &begin_writeback, py::arg("file"), py::arg("start"), py::arg("size"), py::call_guard<py::gil_scoped_release>());
+}
