@@ -154,18 +154,35 @@ public:
             const py::gil_scoped_release release;
             const VariableEncoder *variable = variable_of(encoder_);
             const Masking *masking = masking_ ? &*masking_ : nullptr;
-            Sample sample;
-            for (int64_t row = 0; row < batch; ++row) {
-                const auto [source, n] = blend_(id[row]);
-                const Source &from = sources_[static_cast<size_t>(source)];
-                from.index->resolve(n, sample);
-                const auto fill_row = [&](const auto &encoder) {
-                    return fill_sample(from, encoder, masking, sample, token + row * S, label + row * S, weight + row * S);
+            std::array<SampleIndex::Wanted, SampleIndex::kSideBySide> wanted;
+            std::array<const Source *, SampleIndex::kSideBySide> sources;
+            for (int64_t first = 0; first < batch; first += static_cast<int64_t>(wanted.size())) {
+                const size_t here = std::min(wanted.size(), static_cast<size_t>(batch - first));
+                for (size_t i = 0; i < here; ++i) {
+                    const auto [source, draw] = blend_(id[first + static_cast<int64_t>(i)]);
+                    sources[i] = &sources_[static_cast<size_t>(source)];
+                    wanted[i].index = sources[i]->index;
+                    wanted[i].draw = draw;
+                }
+                SampleIndex::resolve(wanted.data(), here);
+                const auto first_runs = [&](auto step) {
+                    for (size_t i = 0; i < here; ++i)
+                        if (!wanted[i].sample.runs.empty()) (sources[i]->*step)(wanted[i].sample.runs.front());
                 };
-                const int64_t cut = variable ? fill_row(*variable) : fill_row(*std::get<std::shared_ptr<Encoder>>(encoder_));
-                cut_bases_ += cut;
-                cut_samples_ += cut > 0;
-                if (documents) fill_documents(from.index->rules(), sample, number + row * S);
+                first_runs(&Source::ask_start);
+                first_runs(&Source::ask_bases);
+                for (size_t i = 0; i < here; ++i) {
+                    const int64_t row = first + static_cast<int64_t>(i);
+                    const Source &from = *sources[i];
+                    const Sample &sample = wanted[i].sample;
+                    const auto fill_row = [&](const auto &encoder) {
+                        return fill_sample(from, encoder, masking, sample, token + row * S, label + row * S, weight + row * S);
+                    };
+                    const int64_t cut = variable ? fill_row(*variable) : fill_row(*std::get<std::shared_ptr<Encoder>>(encoder_));
+                    cut_bases_ += cut;
+                    cut_samples_ += cut > 0;
+                    if (documents) fill_documents(from.index->rules(), sample, number + row * S);
+                }
             }
         }
         if (documents) return py::make_tuple(tokens, labels, weights, numbers);

@@ -195,6 +195,9 @@ struct Bases {
         packed->read(start, length, out);
         return out;
     }
+    void ask(int64_t start) const {  // read() is about to begin there
+        if (!packed) __builtin_prefetch(letters + start);
+    }
 };
 
 // ---- bases to samples: order.cpp, kmers.cpp, sample_index.cpp, masking.cpp, batch.cpp --------------
@@ -240,6 +243,9 @@ public:
     int64_t total() const { return start_.empty() ? 0 : start_.back(); }
     int64_t start(int64_t slot) const { return start_[static_cast<size_t>(slot)]; }
     int64_t find(int64_t position) const;  // 0 <= position < total()
+    // What find() is about to read, in two steps: the second reads what the first asked for.
+    void ask_coarse(int64_t position) const { __builtin_prefetch(&coarse_[static_cast<size_t>(position >> shift_)]); }
+    void ask_start(int64_t position) const { __builtin_prefetch(&start_[static_cast<size_t>(coarse_[static_cast<size_t>(position >> shift_)])]); }
 
 private:
     std::vector<int64_t> start_;   // slots + 1 entries
@@ -318,6 +324,14 @@ public:
     const Coverage &coverage() const { return coverage_; }
     std::vector<int64_t> used_segments() const;
     void resolve(int64_t draw, Sample &sample) const;
+    // The same for draws side by side: what one reads lies anywhere in memory, and the processor fetches for all at once.
+    static constexpr size_t kSideBySide = 16;
+    struct Wanted {
+        const SampleIndex *index;
+        int64_t draw;
+        Sample sample;
+    };
+    static void resolve(Wanted *wanted, size_t count);  // at most kSideBySide
     // Adds the draws of `epoch` that read any of the bases [start, end) of `segment`: the inverse of resolve, in no order.
     void readers(int64_t segment, int64_t start, int64_t end, int64_t epoch, std::vector<Reader> &out) const;
 
@@ -341,6 +355,8 @@ private:
     int64_t first_window(int64_t segment) const;  // its number among those of all segments
     int64_t num_packed() const { return takes_all_ ? num_segments() : static_cast<int64_t>(packed_.size()); }
     int64_t packed_segment(int64_t place) const { return takes_all_ ? place : packed_[static_cast<size_t>(place)]; }
+    int64_t place_of(int64_t draw, Sample &sample) const;
+    void resolve_at(int64_t draw, int64_t j, Sample &sample) const;
     void resolve_window(int64_t draw, int64_t j, Sample &sample) const;
     void resolve_packed(int64_t j, Sample &sample) const;
     int64_t draw_of(int64_t j, int64_t epoch) const;
@@ -497,6 +513,9 @@ struct Source {
     const uint8_t *read(const Run &run, Scratch &scratch) const {
         return bases.read(segment_start[run.segment] + run.start, run.length, scratch);
     }
+    // What read() is about to read, in two steps.
+    void ask_start(const Run &run) const { __builtin_prefetch(segment_start + run.segment); }
+    void ask_bases(const Run &run) const { bases.ask(segment_start[run.segment] + run.start); }
 };
 
 constexpr int32_t kNoDocument = -1;

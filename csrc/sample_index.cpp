@@ -223,17 +223,41 @@ int64_t SampleIndex::jitter(int64_t draw, int64_t room) const {
                                 static_cast<uint64_t>(room + 1));
 }
 
-void SampleIndex::resolve(int64_t draw, Sample &sample) const {
+void SampleIndex::resolve(int64_t draw, Sample &sample) const { resolve_at(draw, place_of(draw, sample), sample); }
+
+void SampleIndex::resolve(Wanted *wanted, size_t count) {
+    std::array<int64_t, kSideBySide> places;
+    for (size_t i = 0; i < count; ++i) {
+        const Wanted &one = wanted[i];
+        places[i] = one.index->place_of(one.draw, wanted[i].sample);
+        if (!one.index->rules_.packed) one.index->windows_.ask_coarse(places[i]);
+    }
+    const auto windows = [&](auto &&step) {
+        for (size_t i = 0; i < count; ++i)
+            if (!wanted[i].index->rules_.packed) step(*wanted[i].index, places[i]);
+    };
+    windows([](const SampleIndex &index, int64_t place) { index.windows_.ask_start(place); });
+    windows([](const SampleIndex &index, int64_t place) {
+        const int64_t first = index.windows_.find(place) * kWindowBlock;
+        for (int64_t at = first; at < first + kWindowBlock; at += 8) __builtin_prefetch(index.lengths_.data + at);
+    });
+    for (size_t i = 0; i < count; ++i) wanted[i].index->resolve_at(wanted[i].draw, places[i], wanted[i].sample);
+}
+
+// Where the sample lies among those of its epoch, in the order of the segments.
+int64_t SampleIndex::place_of(int64_t draw, Sample &sample) const {
     if (draw < 0) throw std::out_of_range("draw " + std::to_string(draw) + " is negative");
     if (num_samples_ == 0) throw std::out_of_range("the source has no samples");
     sample.draw = draw;
     sample.epoch = draw / num_samples_;
+    const int64_t j = draw - sample.epoch * num_samples_;
+    if (!rules_.shuffle) return j;
+    const uint64_t key = keyed_hash(rules_.seed, Stream::order, rules_.source, static_cast<uint64_t>(sample.epoch));
+    return Permutation(num_samples_, key)(j);
+}
+
+void SampleIndex::resolve_at(int64_t draw, int64_t j, Sample &sample) const {
     sample.runs.clear();
-    int64_t j = draw - sample.epoch * num_samples_;
-    if (rules_.shuffle) {
-        const uint64_t key = keyed_hash(rules_.seed, Stream::order, rules_.source, static_cast<uint64_t>(sample.epoch));
-        j = Permutation(num_samples_, key)(j);
-    }
     if (rules_.packed) {
         resolve_packed(j, sample);
     } else {
