@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / ".whl"
 SITE_READY = "DNAPRETRAIN_GPU_CHECK_SITE"
 NEEDED = ("torch", "megatron.core", "numpy", "pydantic", "yaml", "isal", "xxhash", "psutil", "safetensors", "tokenizers", "transformers")
+TE_TESTS = ("tests/gpu/test_transformer_engine.py", "tests/gpu/test_te_encoders.py")
 PRINTED = ("torch", "megatron-core", "transformer-engine", "triton", "transformers", "numpy", "pytest")
 
 
@@ -70,7 +71,7 @@ def steps(device: str, parts: tuple[str, ...]) -> list[Step]:
     if "tests" in parts:
         chosen.append(Step("tests on CUDA", tests_command(*cuda_tests), 240))
     if "te" in parts:
-        chosen.append(Step("tests of Transformer Engine", tests_command("tests/gpu/test_transformer_engine.py"), 180))
+        chosen.append(Step("tests of Transformer Engine", tests_command(*TE_TESTS), 300))
     if "bench" in parts and device == "cuda":
         chosen.append(Step("benchmark, 120 M weights", (python, bench, "--device", "cuda", "--size", "120m"), 120))
         chosen.append(Step("benchmark, 1.2 G weights", (python, bench, "--device", "cuda", "--size", "1.2b"), 180))

@@ -270,7 +270,7 @@ class ModelConfig(Section):
     untie_embeddings_and_output_weights: bool = True
     init_method_std: float = Field(0.02, gt=0)
     transformer_impl: Literal["auto", "transformer_engine", "torch"] = "auto"
-    """auto: Transformer Engine where it is installed and CUDA is there, else torch. Encoders are torch for now."""
+    """auto: Transformer Engine where it is installed and CUDA is there, else torch. With data.document_attention always torch."""
 
     @property
     def head_dim(self) -> int:

@@ -37,6 +37,7 @@ MEGATRON_FILES = {
     "dnapretrain/model/encoder.py",
     "dnapretrain/model/layers.py",
     "dnapretrain/model/paths.py",
+    "dnapretrain/model/transformer_engine.py",
     "dnapretrain/parallel/cpu_engine.py",
     "dnapretrain/parallel/groups.py",
     "dnapretrain/train/checkpoint.py",

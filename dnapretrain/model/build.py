@@ -103,7 +103,7 @@ def _build_chunk(
     use_te = use_transformer_engine(config.model, platform, config.data.document_attention)
     if config.model.kind == "encoder":
         return Encoder(
-            transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage, token_loss(config, tokenizer)
+            transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage, token_loss(config, tokenizer), use_te
         )
     return Decoder(
         transformer_config,

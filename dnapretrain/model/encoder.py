@@ -38,12 +38,13 @@ from dnapretrain.model.layers import (
     NORM_KEYS,
     AddResidual,
     AlibiAttention,
-    DropoutThenLinear,
+    LayerModules,
     LayerNorm,
     RMSNorm,
     SdpaAttention,
     mark_sequence_parallel,
     with_bias,
+    with_input_dropout,
 )
 
 NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
@@ -62,6 +63,7 @@ class Encoder(LanguageModule):
         post_process: bool,
         vp_stage: int | None,
         token_loss: TokenLoss,
+        use_te: bool,
     ) -> None:
         super().__init__(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
         self.tp_group = self.pg_collection.tp
@@ -82,7 +84,7 @@ class Encoder(LanguageModule):
             self.rotary_pos_emb = None
         self.encoder = TransformerBlock(
             config=config,
-            spec=encoder_spec(config, model, vp_stage),
+            spec=encoder_spec(config, model, use_te, vp_stage),
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -206,33 +208,51 @@ class MaskedLmHead(MegatronModule):
         return self.layer_norm(F.gelu(self.dense(hidden_SBH)))
 
 
-def encoder_spec(config: TransformerConfig, model: ModelConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers: Megatron's parallel layers with our norms, attention, biases and residual."""
-    norm, is_post = NORMS[model.normalization], model.norm_position == "post"
-    dropout_inside = model.ffn_dropout == "inner"
-    second = DropoutThenLinear if dropout_inside else RowParallelLinear
-    residual = {"config": config, "norm": norm if is_post else None}
+def encoder_spec(config: TransformerConfig, model: ModelConfig, use_te: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers: Megatron's, of parallel linear layers, norms and attention by torch or by Transformer Engine, with our residual.
+
+    Embeddings and head are the same modules on both paths, and so are the names that weights are stored under.
+    """
+    modules = _modules(model, use_te)
+    is_post, dropout_inside = model.norm_position == "post", model.ffn_dropout == "inner"
+    norm_before = IdentityOp if is_post or modules.column_has_norm else modules.norm
+    second = with_input_dropout(modules.row) if dropout_inside else modules.row
+    residual = {"config": config, "norm": modules.norm if is_post else None}
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.padding},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=with_bias(ColumnParallelLinear, model.attention_bias),
-            core_attention=AlibiAttention if model.position_embedding_type == "alibi" else SdpaAttention,
-            linear_proj=with_bias(RowParallelLinear, model.attention_bias),
+            linear_qkv=with_bias(modules.column, model.attention_bias),
+            core_attention=modules.attention,
+            linear_proj=with_bias(modules.row, model.attention_bias),
         ),
     )
-    mlp = MLPSubmodules(linear_fc1=with_bias(ColumnParallelLinear, model.ffn_in_bias), linear_fc2=with_bias(second, model.ffn_out_bias))
+    mlp = MLPSubmodules(linear_fc1=with_bias(modules.column, model.ffn_in_bias), linear_fc2=with_bias(second, model.ffn_out_bias))
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=IdentityOp if is_post else norm,
+            input_layernorm=norm_before,
             self_attention=attention,
             self_attn_bda=ModuleSpec(module=AddResidual, params={**residual, "dropout": model.hidden_dropout}),
-            pre_mlp_layernorm=IdentityOp if is_post else norm,
+            pre_mlp_layernorm=norm_before,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
             mlp_bda=ModuleSpec(module=AddResidual, params={**residual, "dropout": 0.0 if dropout_inside else model.hidden_dropout}),
             sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
     layers = [layer] * get_num_layers_to_build(config, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=None if is_post else norm)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=None if is_post else modules.norm)
+
+
+def _modules(model: ModelConfig, use_te: bool) -> LayerModules:
+    if use_te:
+        from dnapretrain.model.transformer_engine import transformer_engine_modules  # needs Transformer Engine
+
+        return transformer_engine_modules(model)
+    return LayerModules(
+        norm=NORMS[model.normalization],
+        column=ColumnParallelLinear,
+        row=RowParallelLinear,
+        attention=AlibiAttention if model.position_embedding_type == "alibi" else SdpaAttention,
+        column_has_norm=False,
+    )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -115,23 +116,17 @@ class AlibiAttention(SdpaAttention):
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with what is not to be seen at minus infinity."""
-        heads, sequence = query_BNSD.shape[1:3]
+        sequence = query_BNSD.shape[2]
         known = self._bias
         if known is None or known.shape[-1] != sequence or known.dtype != query_BNSD.dtype or known.device != query_BNSD.device:
             positions = torch.arange(sequence, device=query_BNSD.device)
             distances_SS = (positions[:, None] - positions).abs()
-            slopes = alibi_slopes(self.config.num_attention_heads).to(query_BNSD.device)
-            first = self._tensor_parallel_rank() * heads
-            known = (-slopes[first : first + heads, None, None] * distances_SS)[None].to(query_BNSD.dtype)
+            slopes_N = tensor_parallel_slice(alibi_slopes(self.config.num_attention_heads)).to(query_BNSD.device)
+            known = (-slopes_N[:, None, None] * distances_SS)[None].to(query_BNSD.dtype)
             self._bias = known
         if attention_mask is None:
             return known
         return known + attention_mask if attention_mask.is_floating_point() else known.masked_fill(attention_mask, -math.inf)
-
-    def _tensor_parallel_rank(self) -> int:
-        from megatron.core import parallel_state
-
-        return int(parallel_state.get_tensor_model_parallel_rank())
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:
@@ -146,13 +141,19 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
     return torch.tensor([2.0**-exponent for exponent in exponents])
 
 
+def tensor_parallel_slice(of_all_heads: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor [all heads]: as many in a row on each tensor-parallel rank."""
+    ranks, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    return of_all_heads.chunk(ranks)[rank]
+
+
 class AddResidual(torch.nn.Module):
     """residual + dropout(x + bias), then the norm of a post-norm layer if there is one.
 
     Stands where Megatron-core's `get_bias_dropout_add` stands: called with the mode, it returns what adds.
     """
 
-    def __init__(self, config: TransformerConfig, dropout: float, norm: type[RMSNorm] | type[LayerNorm] | None) -> None:
+    def __init__(self, config: TransformerConfig, dropout: float, norm: Callable[..., torch.nn.Module] | None) -> None:
         super().__init__()
         self.dropout = dropout
         if norm is not None:
@@ -169,15 +170,18 @@ class AddResidual(torch.nn.Module):
         return add_and_norm
 
 
-class DropoutThenLinear(RowParallelLinear):
-    """The feed-forward's second projection with dropout on its input, whose columns differ from rank to rank."""
+def with_input_dropout(linear: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The row-parallel `linear` with dropout on its input, whose columns differ from rank to rank."""
 
-    def forward(self, input_: torch.Tensor) -> Any:
-        """As RowParallelLinear."""
-        if self.training and self.config.hidden_dropout:
-            with get_cuda_rng_tracker().fork():
-                input_ = F.dropout(input_, self.config.hidden_dropout)
-        return super().forward(input_)
+    class Linear(linear):  # type: ignore[misc,valid-type]
+        def forward(self, input_: torch.Tensor) -> Any:
+            if self.training and self.config.hidden_dropout:
+                with get_cuda_rng_tracker().fork():
+                    input_ = F.dropout(input_, self.config.hidden_dropout)
+            return super().forward(input_)
+
+    Linear.__name__ = linear.__name__
+    return Linear
 
 
 def with_bias(linear: type[torch.nn.Module], bias: bool) -> type[torch.nn.Module]:
@@ -189,3 +193,18 @@ def with_bias(linear: type[torch.nn.Module], bias: bool) -> type[torch.nn.Module
 
     Linear.__name__ = linear.__name__
     return Linear
+
+
+@dataclass(frozen=True)
+class LayerModules:
+    """What an encoder's layers are built from: Megatron-core's modules with ours, or Transformer Engine's."""
+
+    norm: Callable[..., torch.nn.Module]
+    """A norm that stands alone: called with (config, hidden size, epsilon)."""
+    column: type[torch.nn.Module]
+    """Linear layer split by outputs over tensor-parallel ranks: queries, keys and values; the feed-forward's first."""
+    row: type[torch.nn.Module]
+    """Linear layer split by inputs: attention's projection; the feed-forward's second."""
+    attention: type[torch.nn.Module]
+    column_has_norm: bool
+    """Whether `column` normalises its input itself."""

@@ -1,7 +1,8 @@
 """How many bytes a rank of a layout needs in training, part by part: closed formulas, no torch.
 
 What a part costs is said in MEMORY_FORMULA. Activations are the tensors that autograd keeps from the forward to the
-backward pass of the torch path (a test counts them on a real model); Transformer Engine's kernels keep much the same.
+backward pass of the torch path (a test counts them on a real model); Transformer Engine's kernels keep much the same, but
+for attention's unfused ones, which keep heads x sequence^2: those of fp32, and of what neither flash-attn nor cuDNN takes.
 """
 
 from __future__ import annotations

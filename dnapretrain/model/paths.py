@@ -13,21 +13,45 @@ from dnapretrain.parallel.platform import Platform
 
 def use_transformer_engine(model: ModelConfig, platform: Platform, document_attention: bool = False) -> bool:
     """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
-    if model.transformer_impl == "torch" or document_attention:  # where both are asked for, check_rules has refused
-        return False
+    return why_torch(model, platform, document_attention) is None
+
+
+def why_torch(model: ModelConfig, platform: Platform, document_attention: bool = False) -> str | None:
+    """Why the layers are not Transformer Engine's; None where they are: the one rule. Raises ConfigError as above."""
+    if model.transformer_impl == "torch":
+        return "model.transformer_impl=torch"
+    if document_attention:  # where Transformer Engine is asked for as well, check_rules has refused
+        return "only they mask by documents"  # Transformer Engine takes such a mask in its slowest kernels only
     missing = [] if platform.is_cuda else ["a CUDA device"]
     if not HAVE_TE:
         missing.append("an installed Transformer Engine that loads")
-    if model.kind == "encoder":
-        missing.append("model.kind=decoder (encoders run on the torch path for now)")
     if missing and model.transformer_impl == "transformer_engine":
         raise ConfigError(f"model.transformer_impl=transformer_engine needs {' and '.join(missing)}. Set it to auto or torch.")
-    return not missing
+    return f"Transformer Engine needs {' and '.join(missing)}" if missing else None
 
 
 def active_paths(model: ModelConfig, precision: str, platform: Platform, document_attention: bool = False) -> dict[str, str]:
-    """Name of each part -> what it runs on, on this platform."""
-    te = use_transformer_engine(model, platform, document_attention)
+    """Name of each part -> what it runs on, on this platform, and why."""
+    reason = why_torch(model, platform, document_attention)
+    return {
+        "device": platform.name,
+        "collectives": platform.backend,
+        "layers": f"Megatron-core parallel layers ({reason})" if reason else _fusion(model),
+        "attention": _torch_attention(model, document_attention) if reason else _transformer_engine_attention(model, precision),
+        "norm": f"torch {model.normalization}, {model.norm_position}-norm" if reason else f"Transformer Engine {model.normalization}",
+        "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
+        "megatron-core": megatron.core.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _fusion(model: ModelConfig) -> str:
+    if model.norm_position == "post":
+        return "Transformer Engine (norm and linear apart: post-norm has a residual between them)"
+    return "Transformer Engine (fused norm and linear)"
+
+
+def _torch_attention(model: ModelConfig, document_attention: bool) -> str:
     if model.kind == "decoder":
         sight = "causal, no mask tensor"
     elif model.position_embedding_type == "alibi":
@@ -36,13 +60,16 @@ def active_paths(model: ModelConfig, precision: str, platform: Platform, documen
         sight = "both directions, a mask only where a sample is padded"
     if document_attention:
         sight = f"{sight.partition(',')[0]}, within documents by a mask" + (" and ALiBi" if "ALiBi" in sight else "")
-    return {
-        "device": platform.name,
-        "collectives": platform.backend,
-        "layers": "Transformer Engine (fused norm and linear)" if te else "Megatron-core parallel layers",
-        "attention": "Transformer Engine DotProductAttention" if te else f"torch scaled_dot_product_attention, {sight}",
-        "norm": f"Transformer Engine {model.normalization}" if te else f"torch {model.normalization}, {model.norm_position}-norm",
-        "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
-        "megatron-core": megatron.core.__version__,
-        "torch": torch.__version__,
-    }
+    return f"torch scaled_dot_product_attention, {sight}"
+
+
+def _transformer_engine_attention(model: ModelConfig, precision: str) -> str:
+    # Its rule, as of 2.11: flash-attn and cuDNN take no fp32; flash-attn, where installed, takes slopes, cuDNN a bias made of them.
+    kernels = (
+        "its unfused kernels, as for all fp32"
+        if precision == "fp32"
+        else "flash-attn, cuDNN or unfused: NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=1 tells"
+    )
+    sight = "causal" if model.kind == "decoder" else "both directions, lengths only where a sample is padded"
+    alibi = ", ALiBi from slopes" if model.position_embedding_type == "alibi" else ""
+    return f"Transformer Engine DotProductAttention, {sight}{alibi} ({kernels})"

@@ -123,6 +123,32 @@ def weights(chunks: list[Any]) -> dict[str, torch.Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in named_weights([unwrapped(chunk) for chunk in chunks])}
 
 
+def first_batch(config: RunConfig, padded: bool = False) -> dict[str, Any]:
+    """Weights, loss and gradients of a new model on its first micro-batch, of which `padded` cuts the first sample in half."""
+    from dnapretrain.model.batches import to_device
+    from dnapretrain.model.build import build_chunks, named_weights
+    from dnapretrain.model.loss import forward_step
+    from dnapretrain.train.run import open_data
+
+    data = open_data(config)
+    with groups(config) as platform:
+        chunks = build_chunks(config, data.tokenizer, platform)
+        first = data.train.batch(np.arange(config.train.micro_batch_size, dtype=np.int64))
+        if padded:
+            half = first.tokens.shape[1] // 2
+            first.tokens[0, half:] = first.labels[0, half:] = data.tokenizer.pad_id
+            first.loss_mask[0, half:] = 0
+        batch = to_device(first, platform.device, data.tokenizer.pad_id, bidirectional=config.model.kind == "encoder")
+        output, loss_function = forward_step(iter([batch]), chunks[0])
+        loss_sum, num_targets, _ = loss_function(output)
+        (loss_sum / num_targets).backward()
+        return {
+            "loss": float(loss_sum / num_targets),
+            "weights": weights(chunks),
+            "gradients": {name: weight.grad.float().cpu() for name, weight in named_weights(chunks)},
+        }
+
+
 def unwrapped(chunk: Any) -> Any:
     """The decoder inside Megatron's wrappers."""
     while hasattr(chunk, "module"):

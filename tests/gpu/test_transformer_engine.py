@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
-from gpu_support import groups, losses, need_transformer_engine, relative, report, run_config, steps, train, weights, workplace
+from gpu_support import first_batch, losses, need_transformer_engine, relative, report, run_config, steps, train, workplace
 
 BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 6e-2)}
 """Largest relative difference of the loss and of all gradients together. Transformer Engine multiplies fp32 matrices in
@@ -48,28 +46,6 @@ def loss_and_gradients_equal(precision: str) -> None:
     assert norms
     for name in norms:  # small beside the matrices: a norm whose gradient is lost would not show in the sum
         assert relative({name: te["gradients"][name]}, {name: torch_["gradients"][name]}) < 4 * BOUNDS[precision][1], name
-
-
-def first_batch(config: Any) -> dict[str, Any]:
-    """Weights, loss and gradients of a new model on its first micro-batch."""
-    from dnapretrain.model.batches import to_device
-    from dnapretrain.model.build import build_chunks, named_weights
-    from dnapretrain.model.loss import forward_step
-    from dnapretrain.train.run import open_data
-
-    data = open_data(config)
-    with groups(config) as platform:
-        chunks = build_chunks(config, data.tokenizer, platform)
-        first = data.train.batch(np.arange(config.train.micro_batch_size, dtype=np.int64))
-        batch = to_device(first, platform.device, data.tokenizer.pad_id)
-        output, loss_function = forward_step(iter([batch]), chunks[0])
-        loss_sum, num_targets, _ = loss_function(output)
-        (loss_sum / num_targets).backward()
-        return {
-            "loss": float(loss_sum / num_targets),
-            "weights": weights(chunks),
-            "gradients": {name: weight.grad.float().cpu() for name, weight in named_weights(chunks)},
-        }
 
 
 def test_checkpoint_names_equal() -> None:

@@ -127,3 +127,23 @@ def test_transformer_engine_asked_for_but_missing_is_an_error():
         use_transformer_engine(model("transformer_engine"), cpu)
     assert not use_transformer_engine(model("auto"), cpu)
     assert "scaled_dot_product_attention" in active_paths(model("auto"), "fp32", cpu)["attention"]
+
+
+def test_the_chosen_path_is_told_with_its_reason(monkeypatch):
+    from dnapretrain.config import ModelConfig
+    from dnapretrain.model import paths
+
+    def told(is_cuda, documents=False, **settings):
+        size = {"num_layers": 1, "hidden_size": 2, "num_attention_heads": 1, "ffn_hidden_size": 2}
+        platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any")
+        return paths.active_paths(ModelConfig(**size, kind="encoder", **settings), "bf16", platform, documents)
+
+    monkeypatch.setattr(paths, "HAVE_TE", True)
+    assert told(False)["layers"] == "Megatron-core parallel layers (Transformer Engine needs a CUDA device)"
+    assert "(model.transformer_impl=torch)" in told(True, transformer_impl="torch")["layers"]
+    assert "documents" in told(True, documents=True)["layers"]
+    assert told(True)["layers"] == "Transformer Engine (fused norm and linear)" and "ALiBi" not in told(True)["attention"]
+    post = told(True, norm_position="post", position_embedding_type="alibi")
+    assert "norm and linear apart" in post["layers"] and "ALiBi from slopes" in post["attention"]
+    monkeypatch.setattr(paths, "HAVE_TE", False)
+    assert "an installed Transformer Engine" in told(True)["layers"]

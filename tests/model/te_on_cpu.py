@@ -1,0 +1,236 @@
+"""Transformer Engine's own Python on CPU ranks, its kernels written out in plain torch: what its modules are called, hold and
+compute in fp32, and how they talk to other ranks, can be seen without a GPU. Its CUDA kernels and its speed cannot.
+
+DNAPRETRAIN_TEST_TE names the wheel transformer_engine-2.11.0-py3-none-any.whl (pure Python) or a folder with what it holds.
+A rank that imports this module has Transformer Engine from then on; the process of the tests itself has not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import multiprocessing
+import os
+import sys
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+FOLDER = "DNAPRETRAIN_TEST_TE"
+ABSENT = (
+    "einops",
+    "triton",
+    "triton.language",
+    "triton.language.standard",
+    "triton.language.core",
+    "onnx",
+    "onnxscript",
+)  # imported by parts that are not used here
+VERSION = "2.11.0"
+
+
+def install() -> None:
+    """Make `import transformer_engine` work in this process. To be called before Megatron-core is imported."""
+    import torch
+    import torch._dynamo  # looks for triton: before it is pretended to be there
+
+    assert "megatron.core" not in sys.modules
+    sys.path.insert(0, os.environ[FOLDER])
+    os.environ["NVTE_PROJECT_BUILDING"] = "1"  # leaves its libraries alone
+    os.environ["NVTE_TORCH_COMPILE"] = "0"
+    sys.modules["transformer_engine_torch"] = Kernels("transformer_engine_torch")
+    torch.cuda.is_available = lambda: True
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=8, minor=0, multi_processor_count=1)
+    torch.cuda.is_current_stream_capturing = lambda: False
+    plain_to = torch.Tensor.to
+    torch.Tensor.to = lambda self, *a, device=None, **k: plain_to(self, *a, **k, **({} if device in (None, "cuda") else {"device": device}))
+    torch.Tensor.is_cuda = property(lambda self: True)
+    sys.meta_path.insert(0, NoLibrary())
+    with absent_packages():
+        import transformer_engine.pytorch
+    assert transformer_engine.__version__ == VERSION, transformer_engine.__version__
+
+
+class NoLibrary(importlib.abc.MetaPathFinder):
+    """Keeps Transformer Engine from loading its compiled library, which `Kernels` stands for."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "transformer_engine.pytorch":
+            sys.modules["transformer_engine.common"].load_framework_extension = lambda framework: None
+
+
+@contextmanager
+def absent_packages() -> Any:
+    added = [name for name in ABSENT if name not in sys.modules]
+    sys.modules.update({name: MagicMock(__version__="3.6.0") for name in added})
+    yield
+    for name in added:
+        del sys.modules[name]
+
+
+class Kernels(ModuleType):
+    """The compiled library: what dense fp32 layers call, and names that stand for everything else."""
+
+    __all__ = ("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        setattr(self, name, MagicMock(name=name))
+        return getattr(self, name)
+
+    @staticmethod
+    def get_cudnn_version():
+        return 91500
+
+    @staticmethod
+    def generic_gemm(a, trans_a, b, trans_b, out, _quantizer, _dtype, bias, _bias_dtype, _gelu, _gelu_in, grad, *rest, **_):
+        """Row by row: op(b) @ op(a), as cuBLAS reads them column by column; with `grad` and a bias, the bias's gradient."""
+        accumulate = rest[2]
+        assert out is None and not accumulate
+        first = b.reshape(-1, b.shape[-1])
+        second = a.reshape(-1, a.shape[-1])
+        result = (first.T if trans_b else first) @ (second.T if trans_a else second)
+        if not trans_b:
+            result = result.reshape(*b.shape[:-1], -1)
+        bias_grad = None
+        if bias is not None and grad:
+            bias_grad = first.sum(0)
+        elif bias is not None:
+            result = result + bias
+        return result, bias_grad, None, None
+
+    @staticmethod
+    def layernorm_fwd(x, weight, bias, eps, out, _quantizer, _dtype, _sm_margin, zero_centered):
+        assert not zero_centered
+        mean = x.mean(-1)
+        centred = x - mean[:, None]
+        inverse = (centred.square().mean(-1) + eps).rsqrt()
+        result = centred * inverse[:, None] * weight + bias
+        return (result if out is None else out.copy_(result)), mean, inverse
+
+    @staticmethod
+    def layernorm_bwd(grad, x, mean, inverse, weight, _sm_margin, _zero_centered):
+        normal = (x - mean[:, None]) * inverse[:, None]
+        wanted = grad * weight
+        inner = wanted - wanted.mean(-1, keepdim=True) - normal * (wanted * normal).mean(-1, keepdim=True)
+        return inner * inverse[:, None], (grad * normal).sum(0), grad.sum(0)
+
+    @staticmethod
+    def rmsnorm_fwd(x, weight, eps, out, _quantizer, _dtype, _sm_margin, zero_centered):
+        assert not zero_centered
+        inverse = (x.square().mean(-1) + eps).rsqrt()
+        result = x * inverse[:, None] * weight
+        return (result if out is None else out.copy_(result)), None, inverse
+
+    @staticmethod
+    def rmsnorm_bwd(grad, x, inverse, weight, *_):
+        normal = x * inverse[:, None]
+        wanted = grad * weight
+        return (wanted - normal * (wanted * normal).mean(-1, keepdim=True)) * inverse[:, None], (grad * normal).sum(0)
+
+
+if multiprocessing.parent_process() is not None:
+    install()
+
+
+def on_cuda(platform: Any) -> Any:
+    """`platform`, a CPU's, that says it were CUDA: so models are built by the path that GPUs take."""
+
+    class Cuda(type(platform)):
+        is_cuda = True
+
+    return Cuda(platform.device, platform.backend, platform.rank, platform.world_size)
+
+
+def look(env: Any, store: Any, tree: dict[str, Any], impl: str, tokens: Any) -> SimpleNamespace:
+    """What this rank's model is, and what it computes of `tokens` [B, S] where nothing is padded and where they are."""
+    import torch
+
+    from dnapretrain.config_file import config_from_dict
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model.batches import padding_mask
+    from dnapretrain.model.build import build_chunks, named_weights
+    from dnapretrain.model.paths import active_paths
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+    from dnapretrain.train.checkpoint import _sharded_model
+
+    config = config_from_dict({**tree, "model": {**tree["model"], "transformer_impl": impl}})
+    on_cpu = platforms.start("cpu", env)
+    platform = on_cuda(on_cpu)
+    start_groups(on_cpu, config.parallel, config.train.seed, store)
+    tokenizer = build_tokenizer(config.tokenizer)
+    chunks = build_chunks(config, tokenizer, platform)
+    torch.cuda.get_device_name = lambda *_: "none"
+    marks = ("tensor_model_parallel", "partition_dim", "sequence_parallel")
+    found = SimpleNamespace(
+        paths=active_paths(config.model, "fp32", platform),
+        classes={cls.__name__ for chunk in chunks for module in chunk.block.modules() for cls in type(module).__mro__},
+        stored={key: entry.global_shape for part in _sharded_model(chunks).values() for key, entry in stored_tensors(part)},
+        marks={name: [getattr(weight, mark, False) for mark in marks] for name, weight in named_weights(chunks)},
+        initial={name: weight.detach().clone() for name, weight in named_weights(chunks)},
+        results=[],
+    )
+    with torch.no_grad():  # norms and biases too, and every rank the same where it holds the same
+        for name, weight in named_weights(chunks):
+            weight.add_(torch.empty_like(weight).normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name))))
+    decoder = config.model.kind == "decoder"
+    padded = tokens.clone()
+    padded[0, tokens.shape[1] // 2 :] = tokenizer.pad_id
+    for batch in (tokens, padded):
+        mask = None if decoder else padding_mask(batch.numpy(), tokenizer.pad_id, batch.device)
+        positions = torch.arange(batch.shape[1]).expand_as(batch)
+        logits = chunks[0].eval()(batch, positions, mask)
+        chunks[0].zero_grad()
+        (logits * (batch != tokenizer.pad_id)[..., None]).square().sum().backward()
+        gradients = {name: weight.grad.clone() for name, weight in named_weights(chunks)}
+        found.results.append((logits.detach()[batch != tokenizer.pad_id], gradients))
+    return found
+
+
+def stored_tensors(part: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(stored name, tensor of a checkpoint) of a sharded state, with what a factory splits."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+    built = [entry.build() if isinstance(entry, ShardedTensorFactory) else entry for entry in part.values()]
+    return [(entry.key, entry) for entry in nested_values(built) if isinstance(entry, ShardedTensor)]
+
+
+def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int, save: bool = False) -> Any:
+    """`training.train` with layers of `impl`, "te" or "torch", which a run on the CPU cannot choose by its settings."""
+    import training
+
+    from dnapretrain.model import build
+
+    plain = build.use_transformer_engine
+    build.use_transformer_engine = lambda *_: impl == "te"
+    try:
+        return training.train(env, store, tree, until, save)
+    finally:
+        build.use_transformer_engine = plain
+
+
+def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
+    """Two contexts of Transformer Engine's attention in training, of values that are all 1 and the same on every rank."""
+    import torch
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from dnapretrain.config_file import config_from_dict
+    from dnapretrain.model.build import to_transformer_config
+    from dnapretrain.model.transformer_engine import EncoderAttention
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+
+    config, platform = config_from_dict(tree), platforms.start("cpu", env)
+    start_groups(platform, config.parallel, config.train.seed, store)
+    model_parallel_cuda_manual_seed(3)
+    arguments = {"layer_number": 1, "attn_mask_type": AttnMaskType.padding, "attention_type": "self"}
+    attention = EncoderAttention(to_transformer_config(config.model, config.parallel, "fp32", "none", platform), **arguments)
+    heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
+    ones = torch.ones(8, 2, heads, config.model.head_dim)
+    return [attention(ones, ones, ones) for _ in range(2)]

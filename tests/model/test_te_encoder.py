@@ -1,0 +1,119 @@
+"""Models of Transformer Engine's modules against those of torch: names, weights, marks, logits, gradients, runs, checkpoints exchanged.
+
+On the CPU: see `te_on_cpu` for what is Transformer Engine's there and what is not.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import te_on_cpu
+import torch
+from ranks import RankPool
+from train.test_layouts import ENCODER, MODELS
+
+SHAPES = {
+    "NT v1": {**MODELS["learned-position encoder"], "model.norm_epsilon": 1e-12},
+    "NT v2": {**MODELS["rotary encoder"], "model.num_query_groups": None, "model.norm_epsilon": 1e-12},
+    "AIDO.DNA": {
+        **ENCODER,
+        "model.num_query_groups": None,
+        "model.hidden_size": 272,
+        "model.num_attention_heads": 2,
+        "model.attention_bias": True,
+        "model.ffn_in_bias": True,
+        "model.ffn_out_bias": True,
+    },
+    # 12 heads: slopes that do not fall from head to head.
+    "DNABERT-2": {
+        **MODELS["post-norm ALiBi encoder"],
+        "model.norm_epsilon": 1e-12,
+        "model.hidden_size": 96,
+        "model.num_attention_heads": 12,
+        "model.ffn_dropout": "inner",
+        "model.hidden_dropout": 0.1,
+    },
+    "RMSNorm encoder": {**MODELS["rotary encoder"], "model.normalization": "RMSNorm"},
+    "decoder": MODELS["decoder"],
+}
+LAYOUTS = {"one rank": (1, {}), "TP2": (2, {"tp": 2}), "TP2+SP": (2, {"tp": 2, "sequence_parallel": True})}
+
+
+@pytest.fixture(scope="module")
+def te_ranks(tmp_path_factory):
+    """CPU ranks that have Transformer Engine's Python."""
+    given = os.environ.get(te_on_cpu.FOLDER)
+    if not given:
+        pytest.skip(f"{te_on_cpu.FOLDER} is not set (the wheel transformer_engine-{te_on_cpu.VERSION}-py3-none-any.whl, unpacked or not)")
+    folder = Path(given)
+    if folder.is_file():
+        folder = tmp_path_factory.mktemp("te")
+        zipfile.ZipFile(given).extractall(folder)
+    os.environ[te_on_cpu.FOLDER] = str(folder)
+    pool = RankPool()
+    yield pool
+    pool.close()
+    os.environ[te_on_cpu.FOLDER] = given
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_model_by_other_modules(te_ranks, tiny_config, shape, layout):
+    world_size, parallel = LAYOUTS[layout]
+    tree = {**tiny_config(**SHAPES[shape]), "parallel": parallel}
+    tokens = torch.randint(5, 9, (3, 32), generator=torch.Generator().manual_seed(1))
+    both = [te_ranks.run(world_size, te_on_cpu.look, tree=tree, impl=impl, tokens=tokens) for impl in ("auto", "torch")]
+    for te, plain in zip(*both, strict=True):
+        assert te.paths["layers"].startswith("Transformer Engine") and "(model.transformer_impl=torch)" in plain.paths["layers"]
+        fused = "TELayerNormColumnParallelLinear" in te.classes
+        assert fused is (shape != "DNABERT-2") and not any(name.startswith("TE") for name in plain.classes)
+        assert te.stored == plain.stored
+        assert te.marks == plain.marks
+        assert te.initial.keys() == plain.initial.keys()
+        assert all(torch.equal(te.initial[name], plain.initial[name]) for name in plain.initial)
+        for (logits, gradients), (expected, expected_gradients) in zip(te.results, plain.results, strict=True):
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+            for name, gradient in expected_gradients.items():
+                scale = float(gradient.abs().max()) or 1.0
+                torch.testing.assert_close(
+                    gradients[name] / scale, gradient / scale, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+                )
+
+
+@pytest.mark.parametrize("shape", ["NT v2", "DNABERT-2"])
+@pytest.mark.parametrize(
+    ("world_size", "parallel", "recompute"),
+    [(2, {"pp": 2}, "none"), (4, {"tp": 2, "pp": 2, "sequence_parallel": True}, "selective")],
+    ids=["PP2", "TP2xPP2+SP, recompute selective"],
+)
+def test_a_run_has_the_losses_of_torch(te_ranks, tiny_config, shape, world_size, parallel, recompute):
+    settings = {name: value for name, value in SHAPES[shape].items() if "dropout" not in name}
+    alone = te_ranks.run(1, te_on_cpu.train, tree=tiny_config("alone", **settings), impl="torch", until=3)[0]
+    tree = {**tiny_config("te", **settings, **{"train.recompute": recompute}), "parallel": parallel}
+    found = te_ranks.run(world_size, te_on_cpu.train, tree=tree, impl="te", until=3)[0]
+    assert found.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert found.grad_norms == pytest.approx(alone.grad_norms, rel=1e-4)
+    assert found.valid.loss == pytest.approx(alone.valid.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", ["te", "torch"])
+@pytest.mark.parametrize("shape", ["AIDO.DNA", "DNABERT-2"])
+def test_a_checkpoint_goes_on_with_the_other_modules(te_ranks, tiny_config, shape, first):
+    settings = {name: value for name, value in SHAPES[shape].items() if "dropout" not in name}
+    whole = te_ranks.run(1, te_on_cpu.train, tree=tiny_config("whole", **settings), impl="torch", until=4)[0]
+    tree = {**tiny_config("parted", **settings), "parallel": {"tp": 2}}
+    te_ranks.run(2, te_on_cpu.train, tree=tree, impl=first, until=2, save=True)
+    second = te_ranks.run(1, te_on_cpu.train, tree={**tree, "parallel": {}}, impl={"te": "torch", "torch": "te"}[first], until=4)[0]
+    assert second.losses == pytest.approx(whole.losses[2:], rel=1e-5)
+    assert second.grad_norms == pytest.approx(whole.grad_norms[2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_dropout_of_attention_differs_between_ranks_and_calls(te_ranks, tiny_config, sequence_parallel):
+    settings = {**SHAPES["NT v2"], "model.attention_dropout": 0.3}
+    tree = {**tiny_config(**settings), "parallel": {"tp": 2, "sequence_parallel": sequence_parallel}}
+    drawn = [context for rank in te_ranks.run(2, te_on_cpu.dropped, tree=tree) for context in rank]
+    assert all(not torch.equal(one, other) for index, one in enumerate(drawn) for other in drawn[:index])
