@@ -57,7 +57,7 @@ def load_model(directory: Path, device: str, is_masked: bool) -> Any:
     logging.disable_progress_bar()
     auto, options = (AutoModelForMaskedLM, {"trust_remote_code": True}) if is_masked else (AutoModelForCausalLM, {})
     try:
-        model = auto.from_pretrained(str(directory), torch_dtype=torch.float32, **options).eval()
+        model = auto.from_pretrained(str(directory), **options).float().eval()
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{directory} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
     return model.to(device)
