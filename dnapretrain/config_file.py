@@ -6,6 +6,7 @@ unknown keys (naming the nearest known one) and checks every rule that spans two
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -142,8 +143,11 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any], section: type[Secti
     return {**below, **above, **both}
 
 
-def config_from_dict(tree: dict[str, Any]) -> RunConfig:
-    """Build and validate the tree from plain values (as saved with runs and checkpoints)."""
+def config_from_dict(tree: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Build and validate the tree from plain values (as saved with runs and checkpoints), `section.key=value` laid over them."""
+    tree = copy.deepcopy(tree) if overrides else tree
+    for override in overrides:
+        _apply_override(tree, override)
     tree = _expand_aliases(tree)
     for key, known in _unknown_keys(tree, RunConfig, "", config_keys()):
         raise ConfigError(f"unknown config key '{key}'. {_nearest(key, known)}")

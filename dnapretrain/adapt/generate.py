@@ -1,163 +1,243 @@
-"""DNA from an exported model: exactly as many bases as asked for, A, C, G and T only."""
+"""DNA from a decoder: exactly as many bases as asked for, A, C, G and T only.
+
+What is drawn for a sequence depends on its prompt, the settings and (seed, number of the prompt, number of the sample) alone: not on
+the batch it is in, nor on what else is asked for. (Logits of other batch sizes differ in their last bits; a draw on the very edge
+between two tokens can fall on the other side.)
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dnapretrain.convert.folders import read_hf_config
+from dnapretrain.adapt.folder import as_hf_folder, check_device, is_encoder, load_model
+from dnapretrain.adapt.prompts import EncodedPrompt, Prompt, encode_prompt, make_prompts
+from dnapretrain.convert.families import family_of_folder
+from dnapretrain.convert.folders import read_hf_config, tokenizer_of
+from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
-BASES = frozenset("ACGT")
 LINE_WIDTH = 60
 """Bases per line of FASTA."""
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    """0: the likeliest token each time."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens of bases; 0: among all."""
+    top_p: float = 1.0
+    """Then among the fewest likeliest tokens that have this probability together (nucleus sampling, arXiv:1904.09751)."""
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"temperature={self.temperature:g} top_k={self.top_k} top_p={self.top_p:g} seed={self.seed}"
+
+
+@dataclass(frozen=True)
 class GeneratedSequence:
-    """One sequence: the prompt (upper case) and the bases the model added."""
+    """One sequence: the prompt (upper case, T for U) and the bases the model added."""
 
     name: str
     prompt: str
     generated: str
     settings: str
     """How it was drawn, for the FASTA description."""
+    cut_bases: int = 0
+    """Bases of the last token beyond those asked for, left out."""
 
 
-@torch.no_grad()
 def generate(
-    model_dir: str | Path,
-    prompts: Sequence[str],
+    model: str | Path,
+    prompts: Sequence[str] | Sequence[Prompt],
     num_bases: int,
     temperature: float = 1.0,
     top_k: int = 0,
+    top_p: float = 1.0,
     seed: int = 0,
     num_samples: int = 1,
+    batch_size: int = 8,
     device: str = "cpu",
 ) -> list[GeneratedSequence]:
-    """Continue each prompt `num_samples` times by `num_bases` bases, with the model of a Hugging Face folder.
+    """Continue each prompt `num_samples` times by `num_bases` bases.
 
-    temperature 0 takes the likeliest token each time; top_k > 0 samples among the k likeliest tokens of bases.
-    Sample j of prompt i depends on (seed, i) and num_samples alone. Raises ConfigError for settings and folders that
-    cannot be used, DataError for prompts that cannot be continued.
+    model: a Hugging Face folder of a decoder, or a run or checkpoint, which is exported on the way. A prompt may have any length
+    (`prompts.py`); together with the new bases it must fit the model's context. `batch_size` sequences are drawn at a time.
+    Raises ConfigError for settings and models that cannot be used, DataError for prompts that cannot be continued.
     """
-    _check_settings(model_dir, num_bases, temperature, top_k, seed, num_samples, device)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    _check_settings(sampling, num_bases, num_samples, batch_size, device)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    known = make_prompts(texts) if texts else [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    with as_hf_folder(model) as directory:
+        generator = Generator(directory, device)
+        return generator.continue_all(known, num_bases, sampling, num_samples, batch_size)
 
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(model_dir)).eval()
-        tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_dir} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
-    model.to(device)
-    words = _base_words(tokenizer, model_dir)
-    width = len(next(iter(words.values())))
-    num_tokens = math.ceil(num_bases / width)
-    encoded = [_encode(tokenizer, prompt, width, num_tokens, model.config.max_position_embeddings) for prompt in prompts]
-    sequences = []
-    for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint32)[0]))
-        drawn = _draw(model, ids.repeat(num_samples, 1).to(device), num_tokens, torch.tensor(list(words)), temperature, top_k, generator)
-        for sample, row in enumerate(drawn.tolist(), start=1):
-            bases = "".join(words[token] for token in row)[:num_bases]
-            settings = f"temperature={temperature:g} top_k={top_k} seed={seed}"
-            sequences.append(GeneratedSequence(f"prompt{index + 1}_sample{sample}", prompt.upper(), bases, settings))
-    return sequences
+
+class Generator:
+    """The decoder of a Hugging Face folder, loaded once."""
+
+    def __init__(self, directory: Path, device: str = "cpu") -> None:
+        hf_config = read_hf_config(directory)
+        if is_encoder(directory):
+            raise ConfigError(
+                f"{directory} holds an encoder ({next(iter(hf_config.get('architectures') or ['a masked language model']))}), which reads "
+                "both sides and continues nothing. Give a decoder."
+            )
+        self.tokenizer: Tokenizer = tokenizer_of(directory, family_of_folder(hf_config), hf_config)[0]
+        self.context: int = hf_config["max_position_embeddings"]
+        """Tokens."""
+        self._model = load_model(directory, device, is_masked=False)
+        self._device = device
+        self._words = np.array(self.tokenizer.tokens[self.tokenizer.vocabulary.words.start : self.tokenizer.vocabulary.words.stop])
+        self._first_word = self.tokenizer.vocabulary.words.start
+
+    @torch.no_grad()
+    def continue_all(
+        self, prompts: Sequence[Prompt], num_bases: int, sampling: Sampling, num_samples: int = 1, batch_size: int = 8
+    ) -> list[GeneratedSequence]:
+        """`num_samples` continuations of each prompt, in order. Raises DataError as `generate` does."""
+        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        for prompt, read in zip(prompts, encoded, strict=True):
+            self._check_room(prompt, read, num_bases)
+        rows = [
+            _Row(prompt, read, sample, np.random.default_rng((sampling.seed, number, sample)))
+            for number, (prompt, read) in enumerate(zip(prompts, encoded, strict=True))
+            for sample in range(num_samples)
+        ]
+        for start in range(0, len(rows), batch_size):
+            self._draw(rows[start : start + batch_size], num_bases, sampling)
+        return [
+            GeneratedSequence(
+                f"{row.prompt.name}_sample{row.sample + 1}",
+                row.prompt.bases,
+                row.generated[:num_bases],
+                str(sampling),
+                len(row.generated) - num_bases,
+            )
+            for row in rows
+        ]
+
+    def _check_room(self, prompt: Prompt, read: EncodedPrompt, num_bases: int) -> None:
+        longest = max(map(len, self._words.tolist()))
+        least = math.ceil((num_bases + len(read.healed)) / longest)
+        if len(read.ids) + least > self.context:
+            room = max(0, (self.context - len(read.ids)) * longest - len(read.healed))
+            raise DataError(
+                f"{prompt.name}: a prompt of {len(read.ids)} tokens and {least} new ones exceed the model's context of {self.context} "
+                f"tokens; there is room for {room} new bases. Shorten the prompt at its start or ask for fewer bases."
+            )
+
+    def _draw(self, rows: list[_Row], num_bases: int, sampling: Sampling) -> None:
+        """Fill `generated` of the rows: prompts padded on their left, which attention does not see and positions do not count."""
+        width = max(len(row.read.ids) for row in rows)
+        inputs_BS = torch.full((len(rows), width), self.tokenizer.pad_id)
+        seen_BS = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            inputs_BS[number, width - len(row.read.ids) :] = torch.tensor(row.read.ids)
+            seen_BS[number, width - len(row.read.ids) :] = 1
+        past, allowed_BW = None, self._healing(rows)
+        words = slice(self._first_word, self._first_word + len(self._words))
+        while any(len(row.generated) < num_bases for row in rows):
+            self._check_context(rows, num_bases)
+            positions_BS = (seen_BS.cumsum(1) - 1).clamp(min=0)[:, -inputs_BS.shape[1] :]
+            output = self._model(
+                input_ids=inputs_BS.to(self._device),
+                attention_mask=seen_BS.to(self._device),
+                position_ids=positions_BS.to(self._device),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            past = output.past_key_values
+            logits_BW = output.logits[:, -1, words].double().cpu().masked_fill(~allowed_BW, -torch.inf)
+            chosen_B = choose(logits_BW, np.array([row.random.random() for row in rows]), sampling)
+            for row, word in zip(rows, chosen_B.tolist(), strict=True):
+                row.add(self._words[word])
+            inputs_BS = chosen_B[:, None] + self._first_word
+            seen_BS = torch.cat([seen_BS, torch.ones_like(inputs_BS)], dim=1)
+            allowed_BW = torch.ones_like(allowed_BW)
+
+    def _healing(self, rows: list[_Row]) -> Tensor:
+        """bool [B, words]: which words the first new token of each row can be."""
+        return torch.from_numpy(np.stack([np.char.startswith(self._words, row.read.healed) for row in rows]))
+
+    def _check_context(self, rows: list[_Row], num_bases: int) -> None:
+        for row in rows:
+            if len(row.generated) < num_bases and len(row.read.ids) + row.tokens >= self.context:
+                raise DataError(
+                    f"{row.prompt.name}: the model's context of {self.context} tokens was full after {len(row.generated)} of {num_bases} "
+                    "new bases (tokens stand for different numbers of bases). Shorten the prompt at its start or ask for fewer bases."
+                )
+
+
+@dataclass
+class _Row:
+    """One sequence while it is drawn."""
+
+    prompt: Prompt
+    read: EncodedPrompt
+    sample: int
+    random: np.random.Generator
+    generated: str = ""
+    """Bases beyond the prompt."""
+    tokens: int = field(default=0)
+
+    def add(self, word: str) -> None:
+        """One more token; the first one repeats the bases that were healed."""
+        self.generated += word[len(self.read.healed) :] if not self.tokens else word
+        self.tokens += 1
+
+
+def choose(logits_BW: Tensor, uniforms_B: np.ndarray, sampling: Sampling) -> Tensor:
+    """A column for each row, int64 [B]: `uniforms_B`, in [0, 1), is looked up in the summed probabilities, likeliest first."""
+    if sampling.temperature == 0:
+        return logits_BW.argmax(dim=1)
+    scaled_BW = (logits_BW - logits_BW.amax(dim=1, keepdim=True)) / sampling.temperature
+    ordered_BW, columns_BW = torch.softmax(scaled_BW, dim=1).sort(dim=1, descending=True, stable=True)
+    if sampling.top_k:
+        ordered_BW[:, sampling.top_k :] = 0
+    before_BW = ordered_BW.cumsum(dim=1) - ordered_BW
+    ordered_BW[before_BW >= sampling.top_p * ordered_BW.sum(dim=1, keepdim=True)] = 0
+    sums_BW = ordered_BW.cumsum(dim=1)
+    places_B1 = torch.searchsorted(sums_BW, torch.from_numpy(uniforms_B)[:, None] * sums_BW[:, -1:], right=True)
+    last_B1 = (ordered_BW > 0).sum(dim=1, keepdim=True) - 1  # rounding never leads to a token of probability 0
+    return columns_BW.gather(1, places_B1.minimum(last_B1))[:, 0]
 
 
 def to_fasta(sequences: Iterable[GeneratedSequence]) -> str:
-    """FASTA text, prompt and continuation joined; the description says where the continuation begins (1-based)."""
+    """FASTA text, prompt and continuation joined; the description says where the continuation begins (1-based), and how many bases of
+    the last token were cut off."""
     lines = []
     for sequence in sequences:
-        lines.append(f">{sequence.name} generated_from={len(sequence.prompt) + 1} {sequence.settings}")
+        cut = f" cut_bases={sequence.cut_bases}" if sequence.cut_bases else ""
+        lines.append(f">{sequence.name} generated_from={len(sequence.prompt) + 1} {sequence.settings}{cut}")
         bases = sequence.prompt + sequence.generated
         lines += [bases[start : start + LINE_WIDTH] for start in range(0, len(bases), LINE_WIDTH)]
     return "\n".join(lines) + "\n"
 
 
-def _check_settings(
-    model_dir: str | Path, num_bases: int, temperature: float, top_k: int, seed: int, num_samples: int, device: str
-) -> None:
-    if not (Path(model_dir) / "config.json").is_file():
-        raise ConfigError(f"{model_dir} holds no config.json. Give a folder made by `dnapretrain convert to-hf`.")
-    architecture = next(iter(read_hf_config(Path(model_dir)).get("architectures") or []), "")
-    if architecture.endswith("ForMaskedLM"):
-        raise ConfigError(
-            f"{model_dir} holds an encoder ({architecture}), which reads both sides and continues nothing. Give the folder of a decoder."
-        )
+def _check_settings(sampling: Sampling, num_bases: int, num_samples: int, batch_size: int, device: str) -> None:
     least = {
         "num_bases": (num_bases, 1),
         "num_samples": (num_samples, 1),
-        "temperature": (temperature, 0),
-        "top_k": (top_k, 0),
-        "seed": (seed, 0),
+        "batch_size": (batch_size, 1),
+        "temperature": (sampling.temperature, 0),
+        "top_k": (sampling.top_k, 0),
+        "seed": (sampling.seed, 0),
     }
     for name, (value, lowest) in least.items():
-        if not value >= lowest:
-            raise ConfigError(f"{name} = {value} is below {lowest}.")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {device} is neither cpu nor cuda.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device = {device}, but torch sees no CUDA device here. Use device cpu.")
-
-
-def _base_words(tokenizer: Any, model_dir: str | Path) -> dict[int, str]:
-    """Id -> bases of the tokens made of A, C, G and T only, in order of ids; all are equally long."""
-    words = {token: text for text, token in tokenizer.get_vocab().items() if text and set(text) <= BASES}
-    if len({len(text) for text in words.values()}) != 1:
-        raise ConfigError(f"{model_dir}: its tokens of bases are not all of one length; only nucleotide and k-mer models can be used.")
-    return dict(sorted(words.items()))
-
-
-def _encode(tokenizer: Any, prompt: str, width: int, num_tokens: int, context: int) -> Tensor:
-    """Ids of the prompt, int64 [1, S], beginning with <bos> where the model was trained so."""
-    for position, letter in enumerate(prompt, start=1):
-        if letter.upper() not in BASES:
-            raise DataError(f"prompt has {letter!r} at position {position}; only A, C, G and T can be continued. Remove or replace it.")
-    spare = len(prompt) % width
-    if spare:
-        raise DataError(f"prompt has {len(prompt)} bases, but the model reads {width} at a time. Leave out its first {spare} base(s).")
-    ids: Tensor = tokenizer(prompt.upper(), return_tensors="pt")["input_ids"].to(torch.int64)
-    if ids.numel() == 0:
-        raise DataError("this model does not begin with <bos>, so it needs a prompt. Give one.")
-    if ids.shape[1] + num_tokens > context:
-        room = max(0, context - ids.shape[1])
-        raise DataError(
-            f"prompt of {ids.shape[1]} tokens and {num_tokens} new ones exceed the model's context of {context} tokens; there is room for "
-            f"{room * width} new bases. Shorten the prompt at its start or ask for fewer bases."
-        )
-    return ids
-
-
-def _draw(
-    model: Any, ids_BS: Tensor, num_tokens: int, allowed: Tensor, temperature: float, top_k: int, generator: torch.Generator
-) -> Tensor:
-    """New token ids, int64 [B, num_tokens] on CPU, each one of `allowed`."""
-    drawn, past, inputs_BS = [], None, ids_BS
-    for _ in range(num_tokens):
-        output = model(input_ids=inputs_BS, past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        logits_BV = output.logits[:, -1].float().cpu()[:, allowed]
-        choice = allowed[_choose(logits_BV, temperature, top_k, generator)]
-        drawn.append(choice)
-        inputs_BS = choice[:, None].to(ids_BS.device)
-    return torch.stack(drawn, dim=1)
-
-
-def _choose(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    """A column for each row, int64 [B]."""
-    if temperature == 0:
-        return logits_BV.argmax(dim=1)
-    if 0 < top_k < logits_BV.shape[1]:
-        kth = logits_BV.topk(top_k, dim=1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
-    return torch.multinomial(torch.softmax(logits_BV / temperature, dim=1), 1, generator=generator)[:, 0]
+        if not lowest <= value < math.inf:
+            raise ConfigError(f"{name} = {value} is below {lowest}." if value < lowest else f"{name} = {value} is no number to use.")
+    if not 0 < sampling.top_p <= 1:
+        raise ConfigError(f"top_p = {sampling.top_p} is not above 0 and at most 1. 1 draws among all.")
+    check_device(device)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import audit, models, runs, sequence
+from dnapretrain.cli import audit, evaluate, models, runs, sequence
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         sequence.add_train_bpe,
         runs.add_recipes,
         runs.add_pretrain,
-        runs.add_evaluate,
+        evaluate.add_evaluate,
         models.add_convert,
         models.add_generate,
         runs.add_plan,

@@ -1,4 +1,4 @@
-"""Verbs that train and judge: recipes, pretrain, evaluate, plan, report, verify, doctor."""
+"""Verbs that train and judge: recipes, pretrain, plan, report, verify, doctor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dnapretrain.config import RunConfig
 
 
-def _add_run_arguments(verb: Any) -> None:
+def add_run_arguments(verb: Any) -> None:
     verb.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, e.g. optim.lr=3e-4 parallel.tp=2"
     )
@@ -45,7 +45,7 @@ def add_pretrain(verbs: Any) -> None:
         metavar="RECIPE_OR_FILE",
         help="a recipe (`dnapretrain recipes` lists them), or a YAML file with the sections data, tokenizer, model, parallel, ...",
     )
-    _add_run_arguments(verb)
+    add_run_arguments(verb)
     verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     verb.set_defaults(verb=_pretrain)
 
@@ -58,7 +58,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dump_config(config), end="")
         return 0
-    ranks = _check_before_launch(config, arguments.ranks)
+    ranks = check_before_launch(config, arguments.ranks)
     if ranks > 1:
         return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
     from dnapretrain.train.run import pretrain
@@ -67,7 +67,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
+def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
     """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
     from dnapretrain.config_rules import check_world
     from dnapretrain.data.sampling.run_data import open_data
@@ -83,42 +83,6 @@ def _check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
     check_world(config, ranks)
     open_data(config)
     return ranks
-
-
-def add_evaluate(verbs: Any) -> None:
-    verb = verbs.add_parser("evaluate", help="loss and bits per base of a checkpoint on its held-out sets")
-    verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    _add_run_arguments(verb)
-    verb.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME", help="a held-out set (repeatable); default: all")
-    verb.add_argument("--json", action="store_true", help="print JSON")
-    verb.set_defaults(verb=_evaluate)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.convert.native import find_checkpoint, read_config
-    from dnapretrain.parallel.launch import launch_local
-
-    checkpoint = find_checkpoint(arguments.run)
-    config = read_config(checkpoint, arguments.overrides)
-    ranks = _check_before_launch(config, arguments.ranks)
-    if ranks > 1:
-        sets = [part for name in arguments.sets for part in ("--set", name)]
-        flags = sets + (["--json"] if arguments.json else [])
-        return launch_local(["evaluate", str(checkpoint), *arguments.overrides, *flags], ranks)
-    from dnapretrain.parallel.platform import launch_environment
-    from dnapretrain.train.run import evaluate
-
-    results = evaluate(config, checkpoint, tuple(arguments.sets))
-    if launch_environment().rank == 0:
-        if arguments.json:
-            print(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
-        else:
-            for name, result in results.items():
-                marginal = result.marginal_bits_per_base
-                by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
-                bits = f"{result.bits_per_base:.4f} bits per base{by_marginals}"
-                print(f"{name}: loss {result.loss:.4f}, {bits} over {result.num_targets:,} tokens")
-    return 0
 
 
 def add_plan(verbs: Any) -> None:
@@ -171,7 +135,7 @@ def add_verify(verbs: Any) -> None:
     proofs = verify.add_subparsers(required=True, metavar="PROOF")
     resume = proofs.add_parser("resume", help="train N steps; train k, stop, resume to N; compare every loss, weight and moment")
     resume.add_argument("config", type=Path, metavar="CONFIG")
-    _add_run_arguments(resume)
+    add_run_arguments(resume)
     resume.add_argument("--steps", type=int, default=20, help="N (default 20)")
     resume.add_argument("--stop-at", type=int, help="k; default: N / 2")
     resume.add_argument(
@@ -215,7 +179,7 @@ def _verify_resume(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     proof = verify_resume(
         config,
-        ranks=_check_before_launch(config, arguments.ranks),
+        ranks=check_before_launch(config, arguments.ranks),
         steps=arguments.steps,
         stop_at=arguments.stop_at if arguments.stop_at is not None else arguments.steps // 2,
         resume_overrides=arguments.resume_with,

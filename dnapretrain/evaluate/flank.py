@@ -47,19 +47,19 @@ def flank_ladder(
     widest = wanted[-1]
     ladder = {}
     for flank in wanted:
-        tested = _count(held_out, flank, widest)
+        tested = count_words(held_out, flank, widest)
         if not tested.any():
             raise DataError(f"no held-out base has {widest} unbroken bases on both sides. Hold out more, or ask for fewer flanks.")
-        fitted = _count(train, flank, flank)
+        fitted = count_words(train, flank, flank)
         if not fitted.any():
             raise DataError(f"no training base has {flank} unbroken bases on both sides. Train on more, or ask for fewer flanks.")
         if both_strands:
-            fitted += _other_strand(fitted)
+            fitted += other_strand(fitted)
         ladder[flank] = _bits_per_base(fitted, tested, flank, pseudocount)
     return ladder
 
 
-def _count(segments: Sequence[npt.NDArray[np.uint8]], flank: int, needed: int) -> Counts:
+def count_words(segments: Sequence[npt.NDArray[np.uint8]], flank: int, needed: int) -> Counts:
     """How often each word of 2 x flank + 1 bases (base-4 digits, first base highest) stands around a base with `needed` on each side."""
     counts = np.zeros(4 ** (2 * flank + 1), dtype=np.int64)
     for codes in _pieces(segments, 2 * needed):
@@ -91,7 +91,7 @@ def _pieces(segments: Sequence[npt.NDArray[np.uint8]], overlap: int) -> Iterator
         yield np.concatenate(waiting)
 
 
-def _other_strand(counts: Counts) -> Counts:
+def other_strand(counts: Counts) -> Counts:
     """The counts of the reverse complements: word by word, the complement is 3 - digit and the digits are read backwards."""
     length = (len(counts).bit_length() - 1) // 2
     return counts[::-1].reshape((4,) * length).transpose().reshape(-1)

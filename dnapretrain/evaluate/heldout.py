@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.errors import DataError
-from dnapretrain.model.batches import BatchPlace, held_out_batches
-from dnapretrain.model.loss import NUM_TOTALS, forward_step
+from dnapretrain.evaluate.counted import token_bases
+from dnapretrain.model.batches import BatchPlace, DeviceBatch, held_out_batches
+from dnapretrain.model.loss import NUM_TOTALS, LossFunction, forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
 
 MICROBATCHES_PER_PASS = 16
@@ -26,11 +29,14 @@ class HeldOutLoss:
     loss: float
     """Nats per target token; with train.loss=nucleotide per base."""
     bits_per_base: float
-    """The loss in bits. With train.loss=token the bases of a k-mer are one event, and share its cost."""
+    """Bits of the targets over the bases of the same targets (`counted.py`), weighted as the loss. With train.loss=token the bases of a
+    token are one event, and share its cost; with train.loss=nucleotide this is the loss in bits."""
     accuracy: float
     """Share of targets whose likeliest token is the right one, weighted as the loss."""
     num_targets: int
     """Tokens predicted: those with a loss weight above 0."""
+    num_bases: int
+    """Bases of these tokens."""
     num_samples: int
     marginal_bits_per_base: float | None
     """Of k-mer models, whatever they were trained with: each base of a word by its marginal probability (`base_bits`), over the targets
@@ -40,13 +46,17 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def held_out_loss(
-    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, bases_per_loss: int, max_samples: int | None = None
+    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, loss: str, max_samples: int | None = None
 ) -> HeldOutLoss:
-    """Mean loss over `max_samples` samples spread evenly over `stream` (default: all), each scored once; equal on every rank."""
+    """Mean loss over `max_samples` samples spread evenly over `stream` (default: all), each scored once; equal on every rank.
+
+    `loss` is train.loss. Raises DataError where no target weighs anything.
+    """
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
     per_round = place.micro_batch_size * place.data_parallel_size
     rounds = math.ceil(num_samples / per_round)
-    totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=place.device)
+    totals = torch.zeros(NUM_TOTALS + 2, dtype=torch.float64, device=place.device)
+    bases_V = torch.from_numpy(token_bases(stream.tokenizer)).to(place.device)
     for chunk in chunks:
         chunk.eval()
     for first_round in range(0, rounds, MICROBATCHES_PER_PASS):
@@ -54,7 +64,7 @@ def held_out_loss(
         # schedule needs a multiple of the pipeline size.
         first_sample = first_round * per_round
         reports = get_forward_backward_func()(
-            forward_step_func=forward_step,
+            forward_step_func=partial(_counting_step, bases_V),
             data_iterator=held_out_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, num_samples),
             model=chunks,
             num_microbatches=MICROBATCHES_PER_PASS,
@@ -66,17 +76,41 @@ def held_out_loss(
             totals += report
     for chunk in chunks:
         chunk.train()
-    loss_sum, weight_sum, num_targets, correct_sum, _, bits_sum, words_sum = sum_over_data_parallel(totals).tolist()
+    return summarise(sum_over_data_parallel(totals), stream.name, loss, num_samples)
+
+
+def summarise(totals: torch.Tensor, name: str, loss: str, num_samples: int) -> HeldOutLoss:
+    """The figures of one set from the sums of `weighted_loss` and of `count_bases`, behind each other."""
+    loss_sum, weight_sum, num_targets, correct_sum, _, bits_sum, words_sum, bases_sum, num_bases = totals.tolist()
     if weight_sum == 0:
-        raise DataError(
-            f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
-        )
-    loss = loss_sum / weight_sum
+        raise DataError(f"held-out set '{name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others.")
     return HeldOutLoss(
-        loss=loss,
-        bits_per_base=loss * math.log2(math.e) / bases_per_loss,
+        loss=loss_sum / weight_sum,
+        bits_per_base=loss_sum / (weight_sum if loss == "nucleotide" else bases_sum) * math.log2(math.e),
         accuracy=correct_sum / weight_sum,
         num_targets=int(num_targets),
+        num_bases=int(num_bases),
         num_samples=num_samples,
         marginal_bits_per_base=bits_sum / words_sum if words_sum else None,
     )
+
+
+def count_bases(bases_V: torch.Tensor, labels_BS: torch.Tensor, loss_mask_BS: torch.Tensor) -> torch.Tensor:
+    """(bases of targets by weight, bases of targets), float64 [2]; bases_V: bases of each token id."""
+    bases_BS = bases_V[labels_BS].double()
+    return torch.stack([(bases_BS * loss_mask_BS).sum(), bases_BS[loss_mask_BS > 0].sum()])
+
+
+def _counting_step(bases_V: torch.Tensor, batches: Iterator[DeviceBatch | None], model: Any) -> tuple[torch.Tensor, LossFunction]:
+    """`forward_step`, which on the last stage also counts the bases of the targets."""
+    batch = next(batches)
+    output, loss_function = forward_step(iter((batch,)), model)
+    if batch is None:
+        return output, loss_function
+    bases = count_bases(bases_V, batch.labels_BS, batch.loss_mask_BS)
+
+    def with_bases(output: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss_sum, num_targets, report = loss_function(output)
+        return loss_sum, num_targets, torch.cat([report, bases])
+
+    return output, with_bases

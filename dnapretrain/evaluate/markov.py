@@ -7,7 +7,7 @@ order. A context never seen gives 2 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,28 @@ def markov_ladder(
         tested.grow()
 
 
+def bits_by_order(
+    train: Iterable[npt.NDArray[np.uint8]],
+    held_out: npt.NDArray[np.uint8],
+    last_order: int,
+    pseudocount: float = PSEUDOCOUNT,
+    both_strands: bool = False,
+) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+    """(order, places, bits) for the orders 0 to `last_order`: bits of each base of `held_out` with so many unbroken bases before it.
+
+    Fitted as in `markov_ladder`, and as much memory.
+    """
+    fitted = _text(train, last_order + 1, both_strands)
+    tested = _text([held_out], last_order + 1, both_strands=False)
+    for order in range(last_order + 1):
+        if order:
+            fitted.grow()
+            tested.grow()
+        places = np.flatnonzero(tested.run > order)
+        words, which = np.unique(tested.words[places], return_inverse=True)
+        yield order, places, _bits(fitted.words[fitted.run > order], words, pseudocount)[which]
+
+
 def check_pseudocount(pseudocount: float) -> None:
     """Raise ConfigError unless every base keeps a probability above 0."""
     if not pseudocount > 0:
@@ -110,14 +132,18 @@ def _text(segments: Iterable[npt.NDArray[np.uint8]], longest: int, both_strands:
 
 def _bits_per_base(fitted: Words, tested: Words, pseudocount: float) -> float:
     """Mean -log2 p of the words in `tested`, with counts of the words in `fitted`: last base given the ones before."""
-    fitted = np.sort(fitted)
-    # Counts by binary search: each distinct word of the test once. Word + 1 may leave the type, hence side="right".
     words, times = np.unique(tested, return_counts=True)
+    return float(_bits(fitted, words, pseudocount) @ times / times.sum())
+
+
+def _bits(fitted: Words, words: Words, pseudocount: float) -> npt.NDArray[np.float64]:
+    """-log2 p of each of the distinct `words`. Counts by binary search; word + 1 may leave the type, hence side="right" there."""
+    fitted = np.sort(fitted)
     first_of_context = words & ~words.dtype.type(3)
     seen = _count(fitted, words, words)
     context_seen = _count(fitted, first_of_context, first_of_context | words.dtype.type(3))
-    bits = -np.log2((seen + pseudocount) / (context_seen + 4 * pseudocount))
-    return float(bits @ times / times.sum())
+    bits: npt.NDArray[np.float64] = -np.log2((seen + pseudocount) / (context_seen + 4 * pseudocount))
+    return bits
 
 
 def _count(ordered: Words, first: Words, last: Words) -> npt.NDArray[np.int64]:

@@ -92,8 +92,8 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     return trainer
 
 
-def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -> dict[str, HeldOutLoss]:
-    """Loss of a checkpoint on its held-out sets (all, or those named), under the layout of `config`."""
+def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = (), max_samples: int | None = None) -> dict[str, HeldOutLoss]:
+    """Loss of a checkpoint on its held-out sets (all, or those named), under the layout of `config`; on `max_samples` samples of each."""
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
     data = open_data(config)
@@ -111,7 +111,8 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = ()) -
                 data.held_out[name],
                 batch_place(config, platform, data.tokenizer.pad_id),
                 config.data.sequence_length,
-                config.bases_per_loss,
+                config.train.loss,
+                max_samples,
             )
             for name in names or tuple(data.held_out)
         }

@@ -146,9 +146,7 @@ class Trainer:
         results = {}
         for name, stream in self.held_out.items():
             started = time.perf_counter()
-            result = held_out_loss(
-                self.chunks, stream, self.place, self.config.data.sequence_length, self.config.bases_per_loss, max_samples
-            )
+            result = held_out_loss(self.chunks, stream, self.place, self.config.data.sequence_length, train.loss, max_samples)
             seconds = time.perf_counter() - started
             results[name] = result
             self.log.evaluation(name, self.position.step, self.position.consumed_tokens, result.__dict__, seconds)

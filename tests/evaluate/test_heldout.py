@@ -18,7 +18,7 @@ def evaluated(env, store, tree, max_samples):
 
     trainer, data, _ = training.begin(env, store, tree)
     stream = data.held_out["valid"]
-    result = held_out_loss(trainer.chunks, stream, trainer.place, 32, 1, max_samples)
+    result = held_out_loss(trainer.chunks, stream, trainer.place, 32, "token", max_samples)
     if env.world_size > 1:
         return result, None, None
     model, losses, right = trainer.chunks[0], [], []
@@ -37,7 +37,7 @@ def evaluated(env, store, tree, max_samples):
 @pytest.mark.parametrize("max_samples", [None, 7])
 def test_equals_sample_by_sample_under_every_layout(ranks, tiny_config, max_samples):
     alone, losses, right = ranks.run(1, evaluated, tree=tiny_config(), max_samples=max_samples)[0]
-    assert alone.num_targets == len(losses)
+    assert alone.num_targets == alone.num_bases == len(losses)
     assert alone.loss == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     assert alone.accuracy == pytest.approx(sum(right) / len(right))
     assert alone.bits_per_base == pytest.approx(alone.loss / math.log(2))

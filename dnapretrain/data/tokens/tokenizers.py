@@ -13,7 +13,8 @@ Published ones give the ids of their tokenizers, id for id, on upper-case sequen
 bpe: byte-pair encoding with the merges of a file, DNABERT-2's or any that was trained (data/tokens/bpe.py): runs of A, C, G, T are merged,
 any other letter is one [UNK]. A window is encoded on its own. Samples are [CLS] ... [SEP], of the causal objective without [SEP].
 Its `k` is nominal, 5 bases per token if not set: windows have k bases for each token they have room for (bases that the tokens do
-not reach are cut and counted), and bits per base and consumed bases, which multiply by `bases_per_token`, are nominal as well.
+not reach are cut and counted), and bits per base of training steps and consumed bases, which multiply by `bases_per_token`, are
+nominal as well. Held-out bits per base are exact: they count the bases of the tokens (evaluate/counted.py).
 """
 
 from __future__ import annotations

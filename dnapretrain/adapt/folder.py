@@ -1,0 +1,78 @@
+"""Any model of ours as a Hugging Face folder: as it is, or exported on the way."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnapretrain.convert.folders import read_hf_config
+from dnapretrain.convert.hf import to_hf
+from dnapretrain.convert.native import CHECKPOINTS_DIR, WEIGHTS_DIR, find_checkpoint
+from dnapretrain.errors import ConfigError
+
+
+def is_hf_folder(model: str | Path) -> bool:
+    """True where a Hugging Face folder lies there."""
+    return (Path(model) / "config.json").is_file()
+
+
+@contextmanager
+def as_hf_folder(model: str | Path, say: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """The folder itself, or a temporary export of a run or checkpoint, which lasts as long as the context and is said in one line.
+
+    Raises ConfigError where there is neither, CheckpointError for a checkpoint that is not whole.
+    """
+    model = Path(model)
+    if is_hf_folder(model):
+        yield model
+        return
+    if not any((model / name).is_dir() for name in (WEIGHTS_DIR, CHECKPOINTS_DIR)):
+        raise ConfigError(
+            f"{model} is no model: no Hugging Face folder (no config.json), no run ({CHECKPOINTS_DIR}/) and no checkpoint ({WEIGHTS_DIR}/)."
+        )
+    checkpoint = find_checkpoint(model)
+    with tempfile.TemporaryDirectory(prefix="dnapretrain-") as temporary:
+        folder = Path(temporary) / "hf"
+        to_hf(checkpoint, folder)
+        (say or _say)(f"exported {checkpoint} to a temporary folder (`dnapretrain convert to-hf` makes one that stays)")
+        yield folder
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def load_model(directory: Path, device: str, is_masked: bool) -> Any:
+    """The model of a folder in fp32, ready to be asked; the folder's code is run where it has any. Raises ConfigError."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.utils import logging
+
+    check_device(device)
+    logging.disable_progress_bar()
+    auto, options = (AutoModelForMaskedLM, {"trust_remote_code": True}) if is_masked else (AutoModelForCausalLM, {})
+    try:
+        model = auto.from_pretrained(str(directory), **options).float().eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{directory} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
+    return model.to(device)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for a device that is not here."""
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {device} is neither cpu nor cuda.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device = {device}, but torch sees no CUDA device here. Use device cpu.")
+
+
+def is_encoder(directory: Path) -> bool:
+    """Whether the folder holds a masked language model, by its config.json."""
+    hf_config = read_hf_config(directory)
+    architecture = next(iter(hf_config.get("architectures") or []), "")
+    return architecture.endswith("ForMaskedLM") or "AutoModelForMaskedLM" in (hf_config.get("auto_map") or {})

@@ -1,0 +1,242 @@
+"""The verb evaluate: held-out figures of a run, a checkpoint or a Hugging Face folder, beside count models and as generated sequence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnapretrain.cli.runs import add_run_arguments, check_before_launch
+from dnapretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dnapretrain.config import RunConfig
+    from dnapretrain.data.sampling.samples import SampleStream
+    from dnapretrain.data.shards.shard import Shard
+
+Results = dict[str, dict[str, Any]]
+"""By held-out set; what `--json` prints."""
+
+
+def add_evaluate(verbs: Any) -> None:
+    verb = verbs.add_parser("evaluate", help="loss and bits per base on held-out sets, beside count models; sequence recovery")
+    verb.add_argument("model", type=Path, metavar="MODEL", help="a run, a checkpoint, or a Hugging Face folder (with --data)")
+    add_run_arguments(verb)
+    verb.add_argument("--data", type=Path, metavar="PREFIX_OR_FASTA", help="held-out sequence; default: what the run held out")
+    verb.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME", help="a held-out set (repeatable); default: all")
+    verb.add_argument("--max-samples", type=int, metavar="N", help="score N samples, spread evenly over each set; default: all")
+    verb.add_argument("--baselines", action="store_true", help="count models on the same targets (Markov, flanks, token frequencies)")
+    verb.add_argument("--fit-data", type=Path, metavar="PREFIX_OR_FASTA", help="what they are fitted to; default: the run's training side")
+    verb.add_argument("--fit-bases", type=int, default=20_000_000, metavar="N", help="fit to so many bases at most (default 20,000,000)")
+    verb.add_argument("--recovery", type=int, metavar="N", help="decoders: prompts of N samples, share of the next bases recovered")
+    verb.add_argument("--prompt-bases", type=int, default=6144, metavar="N", help="longest prompt of --recovery (default 6144)")
+    verb.add_argument("--recovery-bases", type=int, default=30, metavar="N", help="bases to recover (default 30)")
+    verb.add_argument("--output", type=Path, metavar="JSON", help="write JSON there instead of printing")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(verb=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from dnapretrain.adapt.folder import is_hf_folder
+    from dnapretrain.parallel.launch import is_launched
+
+    model, wants_more = arguments.model, arguments.baselines or arguments.recovery is not None
+    if is_launched() and (wants_more or arguments.data):
+        raise ConfigError("--data, --baselines and --recovery need one process. Run them without torchrun or srun.")
+    for name, value in (("--max-samples", arguments.max_samples), ("--recovery", arguments.recovery), ("--fit-bases", arguments.fit_bases)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value} is below 1.")
+    with tempfile.TemporaryDirectory(prefix="dnapretrain-") as temporary:
+        data = _shard(arguments.data, Path(temporary) / "data")
+        fit = _shard(arguments.fit_data, Path(temporary) / "fit")
+        job = (_folder_job if is_hf_folder(model) else _native_job)(model, arguments.overrides, data, _set_name(arguments.data))
+        sets = tuple(arguments.sets) or job.sets
+        # First what transformers does: it must be imported before the CPU engine puts its own functions in place of torch's.
+        more: Results = {}
+        if arguments.recovery is not None:
+            _add(more, _recovery(model, job.config, sets, arguments.recovery, arguments.prompt_bases, arguments.recovery_bases))
+        if arguments.baselines:
+            _add(more, _baselines(job, sets, fit, arguments.fit_bases, arguments.max_samples))
+        found = job.run(sets, arguments.max_samples, arguments.ranks, Path(temporary))
+    if isinstance(found, int):
+        return found
+    _add(found, more)
+    if arguments.output and found:
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    elif found:
+        print(json.dumps(found, indent=1) if arguments.json else "\n".join(_lines(found)))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model and what it is evaluated on."""
+
+    config: RunConfig
+    sets: tuple[str, ...]
+    """Default of --set."""
+    knows_training: bool
+    """Whether data.train is what the model was trained on."""
+    run: Callable[[tuple[str, ...], int | None, int | None, Path], Results | int]
+    """(sets, samples, ranks, folder for files) -> results; nothing on other ranks than the first; an exit code where ranks failed."""
+
+
+def _shard(path: Path | None, scratch: Path) -> Path | None:
+    """The shard itself, or one made of sequence files for the time of the command."""
+    from dnapretrain.data.shards.preprocess import preprocess
+
+    if path is None or Path(f"{path}.idx").is_file():
+        return path
+    preprocess([path], scratch, assembly=None)
+    return scratch
+
+
+def _set_name(data: Path | None) -> str:
+    """What the set of --data is called: as its file, unless a side of a split is called so."""
+    from dnapretrain.data.formats.inputs import strip_suffixes
+
+    name = strip_suffixes(data.name) if data else ""
+    return f"data-{name}" if name in ("train", "valid", "test") else name
+
+
+def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, name: str) -> _Job:
+    from dnapretrain.adapt.heldout_hf import device_of, folder_config, folder_loss
+    from dnapretrain.data.sampling.run_data import open_data
+
+    if data is None:
+        raise ConfigError(f"{directory} is a Hugging Face folder, which knows no held-out sets. Give --data PREFIX_OR_FASTA.")
+    config = folder_config(directory, data, name, overrides)
+
+    def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, _: Path) -> Results:
+        if ranks not in (None, 1):
+            raise ConfigError(f"--ranks = {ranks}, but a Hugging Face folder is evaluated by one process. Remove --ranks.")
+        streams = _streams(open_data(config).held_out, sets)
+        return {key: vars(value) for key, value in folder_loss(directory, config, streams, device_of(config), max_samples).items()}
+
+    return _Job(config, (name,), False, run)
+
+
+def _native_job(model: Path, overrides: Sequence[str], data: Path | None, name: str) -> _Job:
+    from dnapretrain.convert.native import find_checkpoint, read_config
+    from dnapretrain.parallel.launch import launch_local
+    from dnapretrain.parallel.platform import launch_environment
+
+    checkpoint = find_checkpoint(model)
+    config = read_config(checkpoint, overrides)
+    has_training = all(Path(f"{source.prefix}.idx").is_file() for source in config.data.train)
+    settings = [*overrides, *(_data_settings(config, data, name, has_training) if data else [])]
+    config = read_config(checkpoint, settings)
+
+    def run(sets: tuple[str, ...], max_samples: int | None, wanted_ranks: int | None, folder: Path) -> Results | int:
+        ranks = check_before_launch(config, wanted_ranks)
+        if ranks > 1:
+            flags = [part for key in sets for part in ("--set", key)]
+            flags += ["--max-samples", str(max_samples)] if max_samples else []
+            result = folder / "results.json"
+            code = launch_local(["evaluate", str(checkpoint), *settings, *flags, "--output", str(result)], ranks)
+            return code or json.loads(result.read_text())
+        from dnapretrain.train.run import evaluate
+
+        results = evaluate(config, checkpoint, sets, max_samples)
+        return {key: vars(value) for key, value in results.items()} if launch_environment().rank == 0 else {}
+
+    return _Job(config, (name,) if data else (), has_training, run)
+
+
+def _data_settings(config: RunConfig, data: Path, name: str, has_training: bool) -> list[str]:
+    """Settings that make `data` a held-out set; where the training shards are not there (imported checkpoints name none), it stands in."""
+    settings = [f"data.valid={json.dumps({name: str(data)})}"]
+    if not has_training:
+        settings += [f"data.train={json.dumps([str(data)])}", "data.split={by: none}", "data.stages=[]"]
+        settings.append(f"model.max_position_embeddings={config.max_positions}")
+    return settings
+
+
+def _streams(held_out: dict[str, SampleStream], sets: tuple[str, ...]) -> dict[str, SampleStream]:
+    """The sets of these names, or all. Raises ConfigError for a name that is not there."""
+    unknown = [name for name in sets if name not in held_out]
+    if unknown or not held_out:
+        known = ", ".join(held_out) or "none: set data.split or data.valid, or give --data"
+        raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
+    return {name: held_out[name] for name in sets or tuple(held_out)}
+
+
+def _recovery(model: Path, config: RunConfig, sets: tuple[str, ...], num_prompts: int, prompt_bases: int, num_bases: int) -> Results:
+    from dnapretrain.adapt.folder import as_hf_folder
+    from dnapretrain.adapt.generate import Generator
+    from dnapretrain.adapt.heldout_hf import device_of
+    from dnapretrain.adapt.recovery import sequence_recovery
+    from dnapretrain.data.sampling.run_data import open_data
+
+    if config.is_masked:
+        raise ConfigError(f"--recovery asks {model} to continue sequence, but it is an encoder. Remove --recovery.")
+    streams = _streams(open_data(config).held_out, sets)
+    with as_hf_folder(model) as directory:
+        generator = Generator(directory, device_of(config))
+        return {
+            name: {"recovery": sequence_recovery(generator, stream, num_prompts, prompt_bases, num_bases)}
+            for name, stream in streams.items()
+        }
+
+
+def _baselines(job: _Job, sets: tuple[str, ...], fit: Path | None, fit_bases: int, max_samples: int | None) -> Results:
+    from dnapretrain.data.sampling.run_data import open_data
+    from dnapretrain.data.shards.shard import open_shard
+    from dnapretrain.evaluate.baselines import set_baselines
+    from dnapretrain.evaluate.counted import counted_text
+
+    if fit is None and not job.knows_training:
+        raise ConfigError("--baselines: this model's training data are not here to fit count models to. Give --fit-data PREFIX_OR_FASTA.")
+    data = open_data(job.config)
+    found = {}
+    for name, stream in _streams(data.held_out, sets).items():
+        shard = open_shard(fit) if fit else None
+        train = _documents(shard) if shard else data.train.segments()
+        text = counted_text(stream, job.config.is_masked, max_samples)
+        found[name] = {"baselines": set_baselines(stream, text, train, job.config.is_masked, fit_bases)}
+    return found
+
+
+def _documents(shard: Shard) -> Iterator[NDArray[np.uint8]]:
+    for offset, length in zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True):
+        yield shard.bases[offset : offset + length]
+
+
+def _add(results: Results, more: Results) -> None:
+    for name, values in more.items():
+        results.setdefault(name, {}).update(values)
+
+
+def _lines(results: Results) -> Iterator[str]:
+    """What is printed without --json."""
+    for name, result in results.items():
+        marginal = result["marginal_bits_per_base"]
+        by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
+        bits = f"{result['bits_per_base']:.4f} bits per base{by_marginals}"
+        counted = f"over {result['num_targets']:,} tokens of {result['num_bases']:,} bases"
+        yield f"{name}: loss {result['loss']:.4f}, {bits}, accuracy {result['accuracy']:.4f} {counted}"
+        if "baselines" in result:
+            yield from _baseline_lines(result["baselines"])
+        if "recovery" in result:
+            found = result["recovery"]
+            kmers = "" if found["next_kmer_accuracy"] is None else f", the next 6 all right after {found['next_kmer_accuracy']:.4f}"
+            left_out = f", {found['left_out']} samples left out" if found["left_out"] else ""
+            yield (
+                f"  recovered {found['base_accuracy']:.4f} of the next {found['num_bases']} bases{kmers} of {found['num_prompts']} prompts "
+                f"of {found['prompt_bases']:,} bases{left_out}"
+            )
+
+
+def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
+    fitted = f"{found['fitted_bases']:,} of {found['training_bases']:,} training bases, both strands"
+    yield f"  count models, bits per base of the same targets, fitted to {fitted}:"
+    for kind, ladder in found["bits_per_base"].items():
+        yield f"  {kind:>8}  " + "  ".join(f"{order} {bits:.4f}" for order, bits in ladder.items())
+    yield f"      best  {found['best']}: {found['best_bits_per_base']:.4f}"
