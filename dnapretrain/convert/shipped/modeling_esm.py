@@ -22,7 +22,7 @@ TOKEN_DROPOUT = 0.15 * 0.8
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, want_weights: bool) -> tuple[Tensor, Any]:
-    """Softmax attention of [B, N, S, D]; step by step, and its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
+    """Softmax attention of [B, N, S, D]; by steps, with its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
     is added to the scores."""
     if not want_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None

@@ -19,7 +19,7 @@ from .configuration_rnabert import RNABertConfig
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, want_weights: bool) -> tuple[Tensor, Any]:
-    """Softmax attention of [B, N, S, D]; step by step, and its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
+    """Softmax attention of [B, N, S, D]; by steps, with its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
     is added to the scores."""
     if not want_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
