@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from small_folders import FAMILIES, write_folder
 
 from dnapretrain.convert.hf import from_hf
+from dnapretrain.data.tokens.files import load_hf_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
 MATRIX = {
@@ -96,8 +97,8 @@ def other_family(folder, name):
     """The config.json of another architecture beside the weights."""
     other = OTHER[name]
     content = json.loads((folder.parent / "configs" / f"{other}.json").read_text())
-    mine = json.loads((folder / "config.json").read_text())
-    ids = {key: mine[key] for key in ("vocab_size", "pad_token_id", "mask_token_id") if key in mine}
+    tokenizer = load_hf_tokenizer(folder)
+    ids = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id, "mask_token_id": tokenizer.mask_id}
     (folder / "config.json").write_text(json.dumps({**content, **ids}))
     return CheckpointError, f"missing: {FIRST[other]}"
 
