@@ -39,8 +39,8 @@ class RunHistory:
     """Lines that are not JSON objects, as a killed process leaves them."""
 
 
-def read_log(run_dir: Path) -> RunHistory:
-    """The history of a run from `<run_dir>/log.jsonl`.
+def read_log(run_dir: Path, until_step: int | None = None) -> RunHistory:
+    """The history of a run from `<run_dir>/log.jsonl`, up to a step where one is given.
 
     A resumed run takes up again at the step of its start record: what an abandoned run logged beyond that is
     left out, and the last record of a step counts. Raises DataError if there is no log or no training step in it.
@@ -55,6 +55,8 @@ def read_log(run_dir: Path) -> RunHistory:
         record = _parse(line)
         if record is None:
             history.damaged_lines += 1
+        elif until_step is not None and record.get("step", 0) > until_step:
+            continue
         elif record["kind"] == "start":
             history.start = record
             taken_up = record.get("step", 0)
@@ -80,11 +82,11 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "kind" in record else None
 
 
-def loss_curve(run_dir: Path, output_png: Path, levels: Mapping[str, float] | None = None) -> None:
+def loss_curve(run_dir: Path, output_png: Path, levels: Mapping[str, float] | None = None, until_step: int | None = None) -> None:
     """Draw bits per base over training steps and tokens: training, held-out sets, the uniform model, and what to compare with.
 
-    `levels` are bits per base on the held-out bases by name, e.g. of the best count model: dashed lines. A masked run, by
-    its start record, is named so. Raises DataError if the run has no log.
+    `levels` are bits per base on the held-out bases by name, e.g. of the best count model: dashed lines. What lies behind `until_step` is
+    left out. A masked run, by its start record, is named so. Raises DataError if the run has no log.
     """
     import matplotlib
 
@@ -93,7 +95,7 @@ def loss_curve(run_dir: Path, output_png: Path, levels: Mapping[str, float] | No
 
     if output_png.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG; {output_png} does not end in .png. Rename it.")
-    history = read_log(run_dir)
+    history = read_log(run_dir, until_step)
     steps = np.array([record["step"] for record in history.train], dtype=np.int64)
     tokens = np.array([record["consumed_tokens"] for record in history.train], dtype=np.int64)
     bits = np.array([record["bits_per_base"] for record in history.train], dtype=float)

@@ -18,10 +18,11 @@ ROOMS = (
     ("parallel",),
     ("model",),
     ("evaluate",),
+    ("report",),
     ("convert",),
     ("train",),
     ("adapt",),
-    ("plan", "report", "verify", "verify_layouts", "doctor"),
+    ("plan", "verify", "verify_layouts", "doctor"),
     ("cli", "__main__"),
     ("tools",),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.convert.table import (
+    AdapterLayers,
     Entry,
     Family,
     PaddedRows,
@@ -175,6 +176,11 @@ AIDO_DNA = Family(
     entries,
     hf_config,
     model_config,
+    AdapterLayers(
+        lora=("query", "key", "value", "output.dense", "gate_proj", "up_proj", "down_proj"),
+        ia3=("key", "value", "down_proj"),
+        ia3_feedforward=("down_proj",),
+    ),
     token_ids=("pad_token_id",),
     aliases=aliases,
     writes_aliases=True,

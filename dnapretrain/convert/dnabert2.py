@@ -10,6 +10,7 @@ from typing import Any
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.convert.table import (
+    AdapterLayers,
     ConcatenatedQKV,
     Entry,
     Family,
@@ -166,6 +167,9 @@ DNABERT2 = Family(
     entries,
     hf_config,
     model_config,
+    AdapterLayers(
+        lora=("Wqkv", "output.dense", "gated_layers", "wo"), ia3=("Wqkv", "wo"), ia3_feedforward=("wo",), new_in_classifiers=("pooler",)
+    ),
     aliases=aliases,
     writes_aliases=True,
     shipped=FILES,

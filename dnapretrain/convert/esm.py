@@ -13,6 +13,7 @@ import torch
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.convert.table import (
+    AdapterLayers,
     Entry,
     Family,
     NamedTensor,
@@ -221,12 +222,19 @@ def esm_model_config(hf: dict[str, Any], feed_forward: Mapping[str, Any]) -> Mod
     )
 
 
+ADAPTER_LAYERS = AdapterLayers(
+    lora=("query", "key", "value", "intermediate.dense", "output.dense"),
+    ia3=("key", "value", "output.dense"),
+    ia3_feedforward=("output.dense",),
+)
+
 ESM = Family(
     "ESM",
     "fill-mask",
     entries,
     hf_config,
     model_config,
+    ADAPTER_LAYERS,
     token_ids=("pad_token_id", "mask_token_id"),
     extra=extra,
     aliases=aliases,

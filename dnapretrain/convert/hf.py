@@ -17,10 +17,12 @@ from torch import Tensor
 from dnapretrain import __version__
 from dnapretrain.config import ModelConfig, RunConfig
 from dnapretrain.config_file import config_from_dict
-from dnapretrain.convert.card import model_card
+from dnapretrain.convert.card import DATA_FILE, PICTURE_FILE, RUN_FILE, CardFacts, model_card
+from dnapretrain.convert.card_run import run_record
 from dnapretrain.convert.families import family_of, family_of_folder
 from dnapretrain.convert.folders import model_of, open_tensors, read_hf_config, tokenizer_of
 from dnapretrain.convert.native import (
+    CONFIG_FILE,
     TOKENIZER_FILE,
     WeightsReader,
     find_checkpoint,
@@ -34,9 +36,11 @@ from dnapretrain.convert.native_writer import write_native
 from dnapretrain.convert.safetensors_files import DTYPES, Stored, write_sharded
 from dnapretrain.convert.table import Entry, Family, NamedTensor, check_names, hf_to_native, native_to_hf
 from dnapretrain.convert.torch_files import open_folder
+from dnapretrain.convert.training_data import training_data
 from dnapretrain.data.tokens.files import save_hf_tokenizer
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
+from dnapretrain.report import loss_curve
 
 REPORT_FILE = "dnapretrain.json"
 """Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""
@@ -84,7 +88,7 @@ def to_hf(
         for name in family.shipped:
             shutil.copyfile(SHIPPED / name, unfinished / name)
         save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
-        (unfinished / "README.md").write_text(model_card(config, tokenizer, family, report))
+        _write_card(unfinished, checkpoint, config, tokenizer, family, state, report)
         _write_json(unfinished / REPORT_FILE, report)
         shutil.rmtree(directory, ignore_errors=True)
         unfinished.rename(directory)
@@ -185,6 +189,28 @@ def _copies(entries: list[Entry], read: Callable[[str], Tensor], copies: dict[st
     for copy, name in copies.items():
         [entry] = [entry for entry in entries if name in dict(entry.hf)]
         yield copy, dict(native_to_hf([entry], read))[name]
+
+
+def _write_card(
+    directory: Path,
+    checkpoint: Path,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    family: Family,
+    state: dict[str, Any],
+    report: dict[str, Any],
+) -> None:
+    """README.md, and what it points to where there is something: settings, curve and data of the training."""
+    record = run_record(checkpoint, state)
+    trained = bool(state.get("step"))
+    data = training_data(config, tokenizer, state, record.start) if trained else {}
+    if trained:
+        shutil.copyfile(checkpoint / CONFIG_FILE, directory / RUN_FILE)
+        _write_json(directory / DATA_FILE, data)
+    if record.run_dir:
+        loss_curve(record.run_dir, directory / PICTURE_FILE, until_step=state["step"])
+    facts = CardFacts(report, state, record, data, PICTURE_FILE if record.run_dir else None, RUN_FILE if trained else None)
+    (directory / "README.md").write_text(model_card(config, tokenizer, family, facts))
 
 
 def _export_report(

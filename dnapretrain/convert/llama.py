@@ -9,6 +9,7 @@ from typing import Any
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.convert.table import (
+    AdapterLayers,
     Entry,
     Family,
     GroupedQKV,
@@ -156,4 +157,17 @@ def _rotary_base(hf: dict[str, Any]) -> int:
     return int(theta)
 
 
-LLAMA = Family("Llama", "text-generation", entries, hf_config, model_config, aliases=aliases, tokenizers=("generator",))
+LLAMA = Family(
+    "Llama",
+    "text-generation",
+    entries,
+    hf_config,
+    model_config,
+    AdapterLayers(
+        lora=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        ia3=("k_proj", "v_proj", "down_proj"),
+        ia3_feedforward=("down_proj",),
+    ),
+    aliases=aliases,
+    tokenizers=("generator",),
+)

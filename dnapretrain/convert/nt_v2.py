@@ -76,6 +76,7 @@ NT_V2 = Family(
     entries,
     hf_config,
     model_config,
+    esm.ADAPTER_LAYERS,
     token_ids=("pad_token_id", "mask_token_id"),
     extra=extra,
     aliases=esm.aliases,

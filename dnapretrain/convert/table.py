@@ -129,6 +129,22 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class AdapterLayers:
+    """Linear layers that adapters of `peft` go to, by the ends of their names: its `target_modules`. All are in the network's layers,
+    none in a head."""
+
+    lora: tuple[str, ...]
+    """All matrices of a layer."""
+    ia3: tuple[str, ...]
+    """Keys, values, and the last matrix of the feed-forward."""
+    ia3_feedforward: tuple[str, ...]
+    """Those of `ia3` whose input is scaled, not their output: `feedforward_modules`."""
+    new_in_classifiers: tuple[str, ...] = ()
+    """Modules that a sequence classifier begins with at random, beside `classifier` and `score`, which peft knows: it saves them with an
+    adapter only where `modules_to_save` names them, and a loaded adapter is worthless without."""
+
+
+@dataclass(frozen=True)
 class Family:
     """A Hugging Face architecture that our checkpoints convert to and from."""
 
@@ -142,6 +158,8 @@ class Family:
     """(model, max_positions, tokenizer) -> the content of config.json."""
     model_config: Callable[[dict[str, Any]], ModelConfig]
     """Content of config.json -> model section; ConfigError names a field we cannot express."""
+    adapter_layers: AdapterLayers
+    """peft has defaults for Llama alone: those of a model_type fit no code that comes with a folder."""
     token_ids: tuple[str, ...] = ()
     """Fields of config.json with ids that the network itself uses; the tokenizer must have the same."""
     extra: Callable[[ModelConfig, int, Tokenizer, torch.dtype], list[NamedTensor]] = lambda model, max_positions, tokenizer, dtype: []

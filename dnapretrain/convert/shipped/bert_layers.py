@@ -20,7 +20,8 @@ from .configuration_bert import BertConfig
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, want_weights: bool) -> tuple[Tensor, Any]:
-    """Softmax attention of [B, N, S, D], and its weights [B, N, S, S] where they are asked for; `bias` is added to the scores."""
+    """Softmax attention of [B, N, S, D]; by steps, with its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
+    is added to the scores."""
     if not want_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -152,6 +153,7 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
@@ -161,13 +163,14 @@ class BertEncoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Last hidden states [B, S, H]; what each layer was given and the last ones; attention weights. The latter two where asked for."""
         states, all_weights = [], []
+        by_hand = want_weights or self.config._attn_implementation == "eager"
         bias = attention_bias(self.num_heads, attention_mask, hidden)
         for layer in self.layer:
             states.append(hidden)
             if self.gradient_checkpointing and self.training:
-                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, want_weights)
+                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, by_hand)
             else:
-                hidden, weights = layer(hidden, bias, want_weights)
+                hidden, weights = layer(hidden, bias, by_hand)
             all_weights.append(weights)
         if attention_mask is not None:
             hidden = hidden.masked_fill(attention_mask[..., None] == 0, 0.0)
@@ -207,6 +210,8 @@ class BertPreTrainedModel(PreTrainedModel):
 
 class BertModel(BertPreTrainedModel):
     """The encoder without a head. It has no pooler unless asked for: pretraining has none to give it weights."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = False) -> None:
         super().__init__(config)
@@ -285,6 +290,7 @@ class BertOnlyMLMHead(nn.Module):
 class BertForMaskedLM(BertPreTrainedModel):
     """The encoder with the head it was trained with."""
 
+    _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: BertConfig) -> None:
@@ -317,6 +323,8 @@ def _dropout_of_classifier(config: BertConfig) -> nn.Dropout:
 class BertForSequenceClassification(BertPreTrainedModel):
     """One label, one number, or several labels for a sequence, by config.problem_type. Its pooler is new, as of the published class."""
 
+    _auto_class = "AutoModelForSequenceClassification"
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -336,6 +344,8 @@ class BertForSequenceClassification(BertPreTrainedModel):
 
 class BertForTokenClassification(BertPreTrainedModel):
     """A label for each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

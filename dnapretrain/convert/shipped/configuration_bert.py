@@ -12,6 +12,7 @@ class BertConfig(PretrainedConfig):
     of any length. There is no `pad_token_id` unless one is given: padding is what the attention mask says."""
 
     model_type = "bert"
+    _auto_class = "AutoConfig"  # save_pretrained takes the code along: transformers before 5 does not by itself
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class RNABertConfig(PretrainedConfig):
     """Sizes and settings of modeling_rnabert.py."""
 
     model_type = "rnabert"
+    _auto_class = "AutoConfig"  # save_pretrained takes the code along: transformers before 5 does not by itself
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ class EsmConfig(PretrainedConfig):
     """Sizes and settings of modeling_esm.py; fields have the names and defaults of transformers.EsmConfig."""
 
     model_type = "esm"
+    _auto_class = "AutoConfig"  # save_pretrained takes the code along: transformers before 5 does not by itself
 
     def __init__(
         self,

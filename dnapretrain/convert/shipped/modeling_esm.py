@@ -22,7 +22,8 @@ TOKEN_DROPOUT = 0.15 * 0.8
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, want_weights: bool) -> tuple[Tensor, Any]:
-    """Softmax attention of [B, N, S, D], and its weights [B, N, S, S] where they are asked for; `bias` is added to the scores."""
+    """Softmax attention of [B, N, S, D]; by steps, with its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
+    is added to the scores."""
     if not want_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -170,6 +171,7 @@ class EsmEncoder(nn.Module):
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__()
+        self.config = config
         self.head_width = config.hidden_size // config.num_attention_heads
         self.layer = nn.ModuleList(EsmLayer(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -180,13 +182,14 @@ class EsmEncoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Last hidden states [B, S, H]; what each layer was given and the last ones; attention weights. The latter two where asked for."""
         states, all_weights = [], []
+        by_hand = want_weights or self.config._attn_implementation == "eager"
         bias, angles = padding_bias(attention_mask, hidden), rotary_angles(hidden.shape[1], self.head_width, hidden)
         for layer in self.layer:
             states.append(hidden)
             if self.gradient_checkpointing and self.training:
-                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, angles, want_weights)
+                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, angles, by_hand)
             else:
-                hidden, weights = layer(hidden, bias, angles, want_weights)
+                hidden, weights = layer(hidden, bias, angles, by_hand)
             all_weights.append(weights)
         hidden = self.emb_layer_norm_after(hidden)
         return hidden, (*states, hidden) if want_states else (), tuple(all_weights) if want_weights else ()
@@ -213,6 +216,8 @@ class EsmPreTrainedModel(PreTrainedModel):
 
 class EsmModel(EsmPreTrainedModel):
     """The encoder without a head."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: EsmConfig, add_pooling_layer: bool = False) -> None:
         super().__init__(config)
@@ -268,6 +273,7 @@ class EsmLMHead(nn.Module):
 class EsmForMaskedLM(EsmPreTrainedModel):
     """The encoder with the head it was trained with."""
 
+    _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {"lm_head.decoder.weight": "esm.embeddings.word_embeddings.weight"}  # noqa: RUF012 (only where tie_word_embeddings)
 
     def __init__(self, config: EsmConfig) -> None:
@@ -310,6 +316,8 @@ class EsmClassificationHead(nn.Module):
 class EsmForSequenceClassification(EsmPreTrainedModel):
     """One label, one number, or several labels for a sequence, by config.problem_type."""
 
+    _auto_class = "AutoModelForSequenceClassification"
+
     def __init__(self, config: EsmConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -328,6 +336,8 @@ class EsmForSequenceClassification(EsmPreTrainedModel):
 
 class EsmForTokenClassification(EsmPreTrainedModel):
     """A label for each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
 
     def __init__(self, config: EsmConfig) -> None:
         super().__init__(config)

@@ -19,7 +19,8 @@ from .configuration_rnabert import RNABertConfig
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, want_weights: bool) -> tuple[Tensor, Any]:
-    """Softmax attention of [B, N, S, D], and its weights [B, N, S, S] where they are asked for; `bias` is added to the scores."""
+    """Softmax attention of [B, N, S, D]; by steps, with its weights [B, N, S, S], where they are asked for or attention is "eager"; `bias`
+    is added to the scores."""
     if not want_weights:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -154,6 +155,7 @@ class RNABertEncoder(nn.Module):
 
     def __init__(self, config: RNABertConfig) -> None:
         super().__init__()
+        self.config = config
         self.head_width = config.hidden_size // config.num_attention_heads
         self.layer = nn.ModuleList(RNABertLayer(config) for _ in range(config.num_hidden_layers))
         self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -164,13 +166,14 @@ class RNABertEncoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Last hidden states [B, S, H]; what each layer was given and the last ones; attention weights. The latter two where asked for."""
         states, all_weights = [], []
+        by_hand = want_weights or self.config._attn_implementation == "eager"
         bias, angles = padding_bias(attention_mask, hidden), rotary_angles(hidden.shape[1], self.head_width, hidden)
         for layer in self.layer:
             states.append(hidden)
             if self.gradient_checkpointing and self.training:
-                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, angles, want_weights)
+                hidden, weights = self._gradient_checkpointing_func(layer.__call__, hidden, bias, angles, by_hand)
             else:
-                hidden, weights = layer(hidden, bias, angles, want_weights)
+                hidden, weights = layer(hidden, bias, angles, by_hand)
             all_weights.append(weights)
         hidden = self.ln(hidden)
         return hidden, (*states, hidden) if want_states else (), tuple(all_weights) if want_weights else ()
@@ -197,6 +200,8 @@ class RNABertPreTrainedModel(PreTrainedModel):
 
 class RNABertModel(RNABertPreTrainedModel):
     """The encoder without a head."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: RNABertConfig, add_pooling_layer: bool = False) -> None:
         super().__init__(config)
@@ -276,6 +281,7 @@ class RNABertOnlyMLMHead(nn.Module):
 class RNABertForMaskedLM(RNABertPreTrainedModel):
     """The encoder with the head it was trained with."""
 
+    _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: RNABertConfig) -> None:
@@ -304,6 +310,8 @@ class RNABertForMaskedLM(RNABertPreTrainedModel):
 class RNABertForSequenceClassification(RNABertPreTrainedModel):
     """One label, one number, or several labels for a sequence, by config.problem_type: a projection of the first token."""
 
+    _auto_class = "AutoModelForSequenceClassification"
+
     def __init__(self, config: RNABertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -323,6 +331,8 @@ class RNABertForSequenceClassification(RNABertPreTrainedModel):
 
 class RNABertForTokenClassification(RNABertPreTrainedModel):
     """A label for each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
 
     def __init__(self, config: RNABertConfig) -> None:
         super().__init__(config)
