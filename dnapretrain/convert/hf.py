@@ -155,6 +155,8 @@ def _unread_tensors(
     kept = next(filter(None, map(read_unused, places)), {})
     shapes = {name: tensor.shape for name, tensor in made}
     kept = {name: tensor for name, tensor in kept.items() if shapes.get(name, tensor.shape) == tensor.shape}
+    if config.model.rope_scaling:  # the folder's frequencies are those before
+        kept = {name: tensor for name, tensor in kept.items() if not name.endswith(".inv_freq")}
     if any(name.endswith(".inv_freq") for name in kept):  # it goes by two names; a folder has one
         made = [(name, tensor) for name, tensor in made if not name.endswith(".inv_freq")]
     merged = {**dict(made), **kept}
