@@ -39,6 +39,8 @@ RENAMED = (
 ROOTS = ("embedding.", "decoder.", "encoder.", "output_layer.", "lm_head.")
 UNREAD = r"(binary_head|pooler)\..*|.*_extra_state.*|.*rotary_pos_emb\.inv_freq"
 """What no network of ours reads: the next-sentence head of BERT, scales of FP8."""
+DROPOUT = ("hidden_dropout", "attention_dropout")
+"""Decoders of ours have none."""
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
@@ -79,6 +81,7 @@ def from_megatron(
         "stored_tensors": len(keys),
         "from_main_weights": sum(key.startswith("optimizer.") for key in keys),
         "left_out_tensors": sorted(set(names.values()) - {source.stored(entry.native) for entry in entries}),
+        "settings_left_out": {name: settings[name] for name in DROPOUT if kind == "decoder" and settings.get(name)},
         "vocabulary_rows_stored": reader.shape(names[VOCABULARY[0]])[0],
         "tokens": tokenizer.vocab_size,
         "dtype": str(dtype).removeprefix("torch."),

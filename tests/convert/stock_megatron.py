@@ -95,6 +95,7 @@ ARGS = {
         "normalization": "RMSNorm",
         "norm_epsilon": 1e-5,
         "swiglu": True,
+        "attention_dropout": 0.1,
         "add_bias_linear": False,
         "position_embedding_type": "rope",
         "rotary_base": 500,
