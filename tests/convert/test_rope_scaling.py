@@ -19,7 +19,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embedding
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SHARP = {**YARN, "attention_factor": 1.4, "beta_fast": 8.0}
 SCALINGS = {"linear": LINEAR, "llama3": LLAMA3, "yarn": YARN, "yarn, own factor": SHARP}
-STRETCHED = {"max_position_embeddings": 256, "rotary_base": 500}
+STRETCHED = {"max_position_embeddings": 256, "rotary_base": 500, "kv_channels": 16}
 
 
 def logits_of_both(tmp_path, auto, tokens):
