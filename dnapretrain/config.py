@@ -227,6 +227,61 @@ class TokenizerConfig(Section):
         return self.kind in ("nt_v1", "nt_v2", "aido_dna", "bpe")
 
 
+ROPE_SCALING: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "llama3": {"original_max_position_embeddings": None, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"original_max_position_embeddings": None, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None, "truncate": True},
+}
+"""What each rope_type has beside its factor, with the defaults of transformers; the original context has none."""
+
+
+class RopeScalingConfig(Section):
+    """Rotary embeddings for contexts longer than the model was trained on, with the names and the formulas of transformers."""
+
+    rope_type: Literal["linear", "llama3", "yarn"]
+    """linear: positions / factor (Chen et al. 2023). llama3: slow turns / factor, fast ones as they are, between them a mixture.
+    yarn: the same idea with other bounds, and sharper attention (Peng et al. 2023)."""
+    factor: float = Field(ge=1)
+    """How much longer the context becomes."""
+    original_max_position_embeddings: int | None = Field(None, gt=0)
+    """llama3, yarn: tokens of the context that the model was trained on."""
+    low_freq_factor: float | None = Field(None, gt=0)
+    """llama3: frequencies of fewer turns than this in the original context are divided by factor; default 1."""
+    high_freq_factor: float | None = Field(None, gt=0)
+    """llama3: frequencies of more turns than this stay; default 4."""
+    beta_fast: float | None = Field(None, gt=0)
+    """yarn: frequencies of more turns than this stay; default 32."""
+    beta_slow: float | None = Field(None, gt=0)
+    """yarn: frequencies of fewer turns than this are divided by factor; default 1."""
+    attention_factor: float | None = Field(None, gt=0)
+    """yarn: what rotated queries and keys are multiplied by; default 0.1 ln(factor) + 1."""
+    truncate: bool | None = None
+    """yarn: bounds at whole pairs of channels; default true."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return {**ROPE_SCALING.get(str(value.get("rope_type")), {}), **_given(value)} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> RopeScalingConfig:
+        has = {"rope_type", "factor", *ROPE_SCALING[self.rope_type]}
+        if extra := [name for name, value in self if value is not None and name not in has]:
+            raise ValueError(f"{extra[0]} is not for rope_type={self.rope_type}, which has {', '.join(sorted(has))}: remove it")
+        if self.rope_type != "linear" and self.original_max_position_embeddings is None:
+            raise ValueError(
+                f"rope_type={self.rope_type} needs original_max_position_embeddings, the context that the model was trained on"
+            )
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if getattr(self, low) is not None and getattr(self, low) >= getattr(self, high):
+                raise ValueError(f"{low} = {getattr(self, low)} is not below {high} = {getattr(self, high)}: change one")
+        return self
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 class ModelConfig(Section):
     """The network: a Llama-style decoder, or an encoder that can be any of the published ones."""
 
@@ -252,7 +307,10 @@ class ModelConfig(Section):
     ffn_out_bias: bool = False
     position_embedding_type: Literal["rope", "learned_absolute", "alibi", "none"] = "rope"
     """alibi: symmetric, -slope x distance (Press et al. 2022; slopes in head order, as published for any number of heads)."""
-    rotary_base: int = Field(10_000, gt=0)
+    rotary_base: int = Field(10_000, gt=1)
+    """Of the rotary frequencies; a larger one turns slower. May differ from that of the weights in checkpoint.load."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Stretches the rotary embedding to a longer context (continued pretraining); default: not stretched."""
     max_position_embeddings: int | None = Field(None, gt=0)
     """Longest input in tokens, written into the Hugging Face config; default: data.sequence_length."""
     embedding_norm: bool = False
@@ -300,6 +358,10 @@ class ParallelConfig(Section):
     pipeline_model_parallel_size: int = Field(1, gt=0)
     virtual_pipeline_model_parallel_size: int | None = Field(None, gt=1)
     """Model chunks per pipeline rank (interleaved schedule)."""
+    num_layers_in_first_pipeline_stage: int | None = Field(None, gt=0)
+    num_layers_in_last_pipeline_stage: int | None = Field(None, gt=0)
+    """Layers of the first and of the last pipeline rank, where num_layers does not divide evenly, or to make up for embeddings and head;
+    the ranks between share the rest evenly. Default: as many as the others."""
     sequence_parallel: bool = False
     """Shard activations between tensor-parallel regions along the sequence."""
     use_distributed_optimizer: bool = False
@@ -313,6 +375,18 @@ class ParallelConfig(Section):
     def model_parallel_size(self) -> int:
         """Ranks that share one copy of the model."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def layers_on_ranks(self, num_layers: int) -> list[int] | None:
+        """Layers on each pipeline rank, virtual stages together; None where they cannot be spread so."""
+        pp, ends = self.pipeline_model_parallel_size, (self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage)
+        if pp == 1:
+            return [num_layers] if ends == (None, None) else None
+        rest, others = num_layers - sum(end or 0 for end in ends), pp - sum(end is not None for end in ends)
+        if rest < others or (rest % others if others else rest):
+            return None
+        each = rest // others if others else 0
+        layers = [ends[0] or each, *[each] * (pp - 2), ends[1] or each]
+        return None if any(count % (self.virtual_pipeline_model_parallel_size or 1) for count in layers) else layers
 
 
 class OptimConfig(Section):
@@ -376,7 +450,8 @@ class CheckpointConfig(Section):
     resume: bool = True
     """Continue from the newest checkpoint of the run folder when there is one."""
     load: Path | None = None
-    """Checkpoint whose weights a new run starts from (weights only: continued pretraining)."""
+    """Checkpoint whose weights a new run starts from (weights only: continued pretraining). Its context may be shorter, its rotary
+    embedding another, and its vocabulary the beginning of this one: new rows are the mean of the old ones."""
     timeout_seconds: float = Field(1800.0, gt=0)
     """A save that takes longer ends the run with an error."""
 

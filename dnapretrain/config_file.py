@@ -48,6 +48,10 @@ NAMES_ELSEWHERE = {
     "intermediate_size": "model.ffn_hidden_size",
     "head_dim": "model.kv_channels",
     "rope_theta": "model.rotary_base",
+    "rope_parameters": "model.rope_scaling",
+    "seq_len_interpolation_factor": "model.rope_scaling",
+    "decoder_first_pipeline_num_layers": "parallel.num_layers_in_first_pipeline_stage",
+    "decoder_last_pipeline_num_layers": "parallel.num_layers_in_last_pipeline_stage",
     "rms_norm_eps": "model.norm_epsilon",
     "tie_word_embeddings": "model.untie_embeddings_and_output_weights",
     "mask_prob": "data.masking.mlm_probability",
@@ -82,13 +86,18 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     A file may begin with `recipe: NAME_OR_FILE` (a path counts from the file's own folder): its sections then change those of the
     recipe, key by key. Raises ConfigError for a missing or malformed file, unknown keys, and settings that do not fit.
     """
-    tree = _read_tree(_find_recipe(str(source).removeprefix("recipe=")), ())
+    return config_from_dict(read_settings_tree(str(source), overrides))
+
+
+def read_settings_tree(source: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load_config` makes a RunConfig of: sections as they are given, nothing checked. Without a source, the overrides alone."""
+    tree = _read_tree(_find_recipe(source.removeprefix("recipe=")), ()) if source else {}
     for override in overrides:
         if override.endswith((".yaml", ".yml")) and "=" not in override:
             tree = _laid_over(tree, _read_tree(_find_recipe(override), ()))
         else:
             _apply_override(tree, override)
-    return config_from_dict(tree)
+    return tree
 
 
 def recipe_names() -> list[str]:

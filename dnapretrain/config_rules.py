@@ -35,11 +35,7 @@ DECODER_HAS = {
 def check_rules(config: RunConfig) -> None:
     """Rules between settings that hold whatever the number of ranks."""
     model, parallel, train, split = config.model, config.parallel, config.train, config.data.split
-    tp, pp, vpp = (
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-    )
+    tp = parallel.tensor_model_parallel_size
     if model.kv_channels is None:
         _divides(
             "model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads, "Or set model.kv_channels."
@@ -52,12 +48,7 @@ def check_rules(config: RunConfig) -> None:
     _divides("model.num_query_groups", model.query_groups, tp_name, tp, tp_out)
     _divides("model.ffn_hidden_size", model.ffn_hidden_size, tp_name, tp, tp_out)
     _divides("the padded vocabulary", VOCAB_MULTIPLE, tp_name, tp, f"It divides {VOCAB_MULTIPLE}: use 1, 2, 4, 8 or 16.")
-    stages = pp * (vpp or 1)
-    _divides("model.num_layers", model.num_layers, "pipeline stages", stages, "Change parallel.pipeline_model_parallel_size.")
-    if vpp and pp < 2:
-        raise ConfigError(
-            f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2."
-        )
+    _check_pipeline(config)
     if parallel.sequence_parallel:
         if tp == 1:
             raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
@@ -81,6 +72,7 @@ def check_rules(config: RunConfig) -> None:
         raise ConfigError(
             f"optim.lr_wsd_decay_steps = {config.optim.lr_wsd_decay_steps} exceeds the {config.lr_decay_steps} decay steps. Lower it."
         )
+    _check_rope_scaling(config)
     _check_windows(config)
     _check_document_attention(config)
     _check_tokenizer(config)
@@ -88,6 +80,40 @@ def check_rules(config: RunConfig) -> None:
     _check_rampup(config)
     _check_split(split)
     _check_stages(config)
+
+
+def _check_pipeline(config: RunConfig) -> None:
+    model, parallel = config.model, config.parallel
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if vpp and pp < 2:
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size = {vpp} needs parallel.pipeline_model_parallel_size of at least 2."
+        )
+    names = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+    ends = [f"{name} = {getattr(parallel, name)}" for name in names if getattr(parallel, name)]
+    if ends and pp < 2:
+        raise ConfigError(f"parallel.{ends[0]} needs parallel.pipeline_model_parallel_size of at least 2. Remove it.")
+    if parallel.layers_on_ranks(model.num_layers):
+        return
+    stages = pp * (vpp or 1)
+    if not ends:
+        uneven = "" if vpp else f", or set parallel.{names[0]} and {names[1]}"
+        way_out = f"Change parallel.pipeline_model_parallel_size{uneven}."
+        _divides("model.num_layers", model.num_layers, "pipeline stages", stages, way_out)
+    chunks = f" of {vpp} chunks each" if vpp else ""
+    raise ConfigError(
+        f"model.num_layers = {model.num_layers} cannot be spread over {pp} pipeline ranks{chunks} with parallel.{' and '.join(ends)}: "
+        "the ranks between must share the rest evenly, at least one layer each. Change one of them."
+    )
+
+
+def _check_rope_scaling(config: RunConfig) -> None:
+    model = config.model
+    if model.rope_scaling and model.position_embedding_type != "rope":
+        raise ConfigError(
+            f"model.rope_scaling is for position_embedding_type=rope, not {model.position_embedding_type}. Remove it; learned positions "
+            "cannot be stretched, and ALiBi needs nothing."
+        )
 
 
 def _lengths(config: RunConfig) -> list[tuple[str, int]]:

@@ -18,18 +18,28 @@ from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
-from dnapretrain.model.counts import FLOPS_FORMULA, flops_per_token, rank_parameters, stored_parameters, total_parameters
+from dnapretrain.model.counts import (
+    FLOPS_FORMULA,
+    flops_per_token,
+    layers_on_rank,
+    pipeline_ends,
+    rank_parameters,
+    stored_parameters,
+    total_parameters,
+)
 from dnapretrain.model.memory import MEMORY_FORMULA, RankMemory, busiest_rank
 from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu
 
 RECOMPUTE = ("none", "selective", "full")
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
+UNEVEN_PIPELINES = (2, 4, 8, 16, 32)
+"""Pipeline sizes that are tried where they do not divide the layers."""
 TIME_FORMULA = "tokens x FLOPs per token / (GPUs x peak x MFU), the same for every layout: MFU is an assumption, not a prediction"
 RANKING = (
     "of each tp x pp the best that fits: no recompute, then the smallest bubble, then the largest micro-batch; "
     "the least model parallelism first"
 )
-BUBBLE_FORMULA = "(pp - 1) / (micro-batches x vpp), idle time relative to busy time"
+BUBBLE_FORMULA = "(pp - 1) / (micro-batches x vpp), idle time relative to busy time; uneven ranks wait for the longest besides"
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Layout:
     tp: int
     pp: int
     vpp: int | None
+    layers: tuple[int, ...]
+    """On each pipeline rank."""
     dp: int
     micro_batch_size: int
     num_microbatches: int
@@ -107,7 +119,8 @@ def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: G
     Sequence parallelism wherever it can be, the distributed optimizer wherever there are data-parallel ranks.
     """
     sizes = {config.train.micro_batch_size} | {2**power for power in range(config.train.global_batch_size.bit_length())}
-    stages = [pp for pp in range(1, config.model.num_layers + 1) if config.model.num_layers % pp == 0]
+    layers = config.model.num_layers
+    stages = [pp for pp in range(1, layers + 1) if layers % pp == 0 or (pp in UNEVEN_PIPELINES and pipeline_ends(layers, pp))]
     legal, refused = [], Counter[str]()
     for tp in (tp for tp in TENSOR_PARALLEL if tp <= min(num_gpus, GPUS_PER_NODE)):
         for pp in stages:
@@ -166,7 +179,11 @@ def check_counts(config: RunConfig, world_size: int) -> list[dict[str, int]]:
 def _with_layout(config: RunConfig, num_gpus: int, tp: int, pp: int, micro_batch_size: int) -> RunConfig:
     tree = config.model_dump(mode="json")
     tree["train"]["micro_batch_size"] = micro_batch_size
+    layers = config.model.num_layers
+    first, last = pipeline_ends(layers, pp) or (None, None)
     tree["parallel"].update(
+        num_layers_in_first_pipeline_stage=first,
+        num_layers_in_last_pipeline_stage=last,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=None,
@@ -187,6 +204,7 @@ def _layout(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu) ->
         tp=parallel.tensor_model_parallel_size,
         pp=pp,
         vpp=vpp,
+        layers=tuple(layers_on_rank(config, rank) for rank in range(pp)),
         dp=dp,
         micro_batch_size=config.train.micro_batch_size,
         num_microbatches=num_microbatches,
@@ -336,11 +354,13 @@ def _table_row(layout: dict[str, Any]) -> str:
     free = layout["free_bytes"] / 2**30
     verdict = f"yes, {free:.1f} free" if layout["fits"] else f"NO, {-free:.1f} too much"
     vpp = f", vpp {layout['vpp']}" if layout["vpp"] else ""
+    layers = layout["layers"]
+    uneven = f", layers {'+'.join(map(str, layers))}" if len(set(layers)) > 1 else ""
     marks = (" (SP)" if layout["sequence_parallel"] else "") + (" (DO)" if layout["use_distributed_optimizer"] else "")
     return (
         f"{layout['tp']:>6} {layout['pp']:>3} {layout['dp']:>5} {layout['micro_batch_size']:>4} {layout['num_microbatches']:>14}  "
         f"{layout['recompute']:<9} {layout['bubble']:>6.1%} | {weights:>8.2f} {gradients:>6.2f} {optimizer:>13.2f} {activations:>12.2f} "
-        f"{working:>8.2f} {allowance:>10.2f} {layout['total_bytes'] / 2**30:>6.1f} | {verdict}{marks}{vpp}"
+        f"{working:>8.2f} {allowance:>10.2f} {layout['total_bytes'] / 2**30:>6.1f} | {verdict}{marks}{vpp}{uneven}"
     )
 
 

@@ -23,6 +23,7 @@ from dnapretrain.config import RunConfig
 from dnapretrain.config_file import config_from_dict
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError, DnaPretrainError
+from dnapretrain.model.counts import pipeline_ends
 from dnapretrain.parallel.launch import default_ranks, is_launched
 from dnapretrain.verify import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, compare_steps, proof_tree, within_tolerance
 
@@ -56,7 +57,8 @@ LAYOUTS = {
     "recompute-full": Layout(1, recompute="full"),
     "TP2+SP+recompute-full": Layout(2, _TP2_SP, recompute="full"),
 }
-"""SP: sequence parallel; distopt: distributed optimizer; interleaved: two model chunks per pipeline rank."""
+"""SP: sequence parallel; distopt: distributed optimizer; interleaved: two model chunks per pipeline rank.
+A pipeline that does not divide the layers has fewer at its ends."""
 ONE_RANK = Layout(1)
 
 WIDTHS = (24, 5, 15, 20)
@@ -170,10 +172,16 @@ def _prove(config: RunConfig, name: str, output: Path, steps: int, max_ranks: in
 def _tree(config: RunConfig, layout: Layout, folder: Path, steps: int) -> dict[str, Any]:
     """The settings of a proof under `layout`, without dropout; nothing of the user's own layout."""
     tree = proof_tree(config, folder / "run", steps)
-    tree["parallel"] = layout.parallel
+    tree["parallel"] = {**layout.parallel, **_ends(config.model.num_layers, layout.parallel)}
     tree["train"]["recompute"] = layout.recompute or config.train.recompute
     tree["model"].update(hidden_dropout=0.0, attention_dropout=0.0, ffn_dropout="output")  # where no dropout falls is no matter
     return tree
+
+
+def _ends(num_layers: int, parallel: dict[str, Any]) -> dict[str, int]:
+    """What a pipeline that does not divide the layers has at its ends; nothing where it does, and for interleaved ones."""
+    ends = None if "vpp" in parallel else pipeline_ends(num_layers, parallel.get("pp", 1))
+    return dict(zip(("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"), ends, strict=True)) if ends else {}
 
 
 def _train(config: RunConfig, layout: Layout, folder: Path, steps: int) -> str:

@@ -56,11 +56,14 @@ def test_every_layout_passes_the_rules_and_every_other_is_counted():
     config = generator()
     layouts, refused = legal_layouts(config, build_tokenizer(config.tokenizer), 32, gpu_by_kind("h100"))
     for layout in layouts:
-        own = {"tp": layout.tp, "pp": layout.pp, "sequence_parallel": layout.sequence_parallel}
+        assert sum(layout.layers) == 30 and len(layout.layers) == layout.pp and max(layout.layers) == -(-30 // layout.pp)
+        ends = {} if 30 % layout.pp == 0 else {"num_layers_in_first_pipeline_stage": layout.layers[0]}
+        ends |= {"num_layers_in_last_pipeline_stage": layout.layers[-1]} if ends else {}
+        own = {"tp": layout.tp, "pp": layout.pp, "sequence_parallel": layout.sequence_parallel, **ends}
         tried = generator(parallel=own, train={"micro_batch_size": layout.micro_batch_size, "recompute": layout.recompute})
         assert check_world(tried, 32) == layout.dp
         assert layout.num_microbatches * layout.micro_batch_size * layout.dp == 128
-    stages, sizes = 8, 8  # divisors of 30 layers; 1, 2, 4, ... 128 samples
+    stages, sizes = 11, 8  # divisors of 30 layers, and 4, 8, 16; 1, 2, 4, ... 128 samples
     assert len(layouts) // 3 + sum(refused.values()) == 4 * stages * sizes  # tp 1, 2, 4, 8
     assert {layout.tp for layout in layouts} == {1, 2, 4}
     assert refused["model.num_query_groups = # is not divisible by parallel.tensor_model_parallel_size = #"] == stages * sizes

@@ -213,3 +213,14 @@ def test_the_output_of_a_run_goes_to_its_file(tmp_path, capfd):
     assert verify_layouts._run(["pretrain", str(tmp_path / "none.yaml")], tmp_path / "said") == 2
     assert "error: config file not found" in (tmp_path / "said").read_text()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_pipeline_that_does_not_divide_the_layers_has_fewer_at_its_ends(tiny_config, tmp_path):
+    from dnapretrain.verify_layouts import LAYOUTS, _tree
+
+    config = config_from_dict(tiny_config(**{"model.num_layers": 7}))
+    for name, spread in (("PP2", [4, 3]), ("PP4", [2, 2, 2, 1]), ("TP2", [7])):
+        resolved = config_from_dict(_tree(config, LAYOUTS[name], tmp_path, 1))
+        assert resolved.parallel.layers_on_ranks(7) == spread
+    with pytest.raises(ConfigError, match="not divisible by pipeline stages = 4"):
+        config_from_dict(_tree(config, LAYOUTS["PP2-interleaved"], tmp_path, 1))

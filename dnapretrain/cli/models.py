@@ -23,6 +23,20 @@ def add_convert(verbs: Any) -> None:
     from_hf.add_argument("target", type=Path, metavar="CHECKPOINT")
     from_hf.add_argument("--verify", action="store_true", help="compare the logits of both, and fail where they differ (holds both models)")
     from_hf.set_defaults(verb=_from_hf)
+    megatron = directions.add_parser("from-megatron", help="a torch_dist checkpoint of Megatron-LM or Megatron-Bridge -> a checkpoint")
+    megatron.add_argument("source", type=Path, metavar="CKPT_DIR", help="iter_NNNNNNN, or the folder above")
+    megatron.add_argument("target", type=Path, metavar="CHECKPOINT")
+    megatron.add_argument("overrides", nargs="*", metavar="section.key=value", help="what neither says, such as tokenizer.kind=generator")
+    megatron.add_argument("--recipe", metavar="RECIPE_OR_FILE", help="the tokenizer, and the model where the checkpoint does not say it")
+    megatron.set_defaults(verb=_from_megatron)
+
+
+def _from_megatron(arguments: argparse.Namespace) -> int:
+    from dnapretrain.convert.megatron import from_megatron
+
+    report = from_megatron(arguments.source, arguments.target, arguments.recipe, arguments.overrides, on_progress=_progress())
+    print(json.dumps(report, indent=1))
+    return 0
 
 
 def _to_hf(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,11 @@ from dnapretrain.convert.table import (
     StackedRows,
     check_expressible,
     check_head_widths,
+    check_linear_rope,
     check_settings,
     check_whole_numbers,
+    interpolation_factor,
+    linear_rope,
     separate_qkv,
     weight_and_bias,
 )
@@ -48,7 +51,6 @@ REQUIRED: dict[str, Any] = {"normalization_type": "LayerNorm", "hidden_act": "sw
 FIXED: dict[str, Any] = {
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
-    "seq_len_interpolation_factor": None,
     "is_decoder": False,
     "add_cross_attention": False,
     "quantization_config": None,
@@ -62,6 +64,7 @@ DECODER, DECODER_BIAS, BIAS = "cls.predictions.decoder.weight", "cls.predictions
 
 def _check(model: ModelConfig) -> None:
     check_settings(model, CLASS, {name: (only,) for name, only in ONLY.items()})
+    check_linear_rope(model, CLASS)
     check_head_widths(model, CLASS)
 
 
@@ -138,7 +141,7 @@ def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> d
         "pad_token_id": tokenizer.pad_id,
         "position_embedding_type": "rope",
         "rotary_percent": 1.0,
-        "seq_len_interpolation_factor": None,
+        "seq_len_interpolation_factor": interpolation_factor(model),
         **({"tie_word_embeddings": False} if model.untie_embeddings_and_output_weights else {}),
         "tokenizer_type": "BertWordPieceLowerCase",
         "transformers_version": "4.38.0.dev0",
@@ -162,6 +165,7 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
         num_attention_heads=hf["num_attention_heads"],
         ffn_hidden_size=hf["intermediate_size"],
         norm_epsilon=hf.get("layer_norm_eps", 1e-5),
+        rope_scaling=linear_rope(hf),
         max_position_embeddings=hf["max_position_embeddings"] + SPECIALS,
         hidden_dropout=hf.get("hidden_dropout_prob", 0.0),
         attention_dropout=hf.get("attention_probs_dropout_prob", 0.0),

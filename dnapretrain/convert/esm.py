@@ -28,6 +28,7 @@ from dnapretrain.convert.table import (
 )
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
+from dnapretrain.model.rotary import inverse_frequencies
 
 ROTARY_BASE = 10_000
 """Of the rotary embedding: transformers before 5 knows no other."""
@@ -61,7 +62,7 @@ FIXED: dict[str, Any] = {
 def _check(model: ModelConfig) -> None:
     """Raise ConfigError naming the first setting that EsmForMaskedLM cannot express."""
     only = {name: (value,) for name, value in ONLY.items()}
-    check_settings(model, CLASS, {**ALWAYS, **only, "position_embedding_type": tuple(POSITIONS)})
+    check_settings(model, CLASS, {**ALWAYS, **only, "position_embedding_type": tuple(POSITIONS), "rope_scaling": (None,)})
     if model.position_embedding_type == "rope":
         check_settings(model, CLASS, {"rotary_base": (ROTARY_BASE,)})
     check_head_widths(model, CLASS)
@@ -126,7 +127,7 @@ def extra(model: ModelConfig, max_positions: int, tokenizer: Tokenizer, dtype: t
         ("esm.contact_head.regression.bias", torch.zeros(1, dtype=dtype)),
     ]
     if model.position_embedding_type == "rope":
-        frequencies = 1.0 / (ROTARY_BASE ** (torch.arange(0, model.head_dim, 2).float() / model.head_dim))
+        frequencies = inverse_frequencies(model)
         names = (f"esm.encoder.layer.{index}.attention.self.rotary_embeddings.inv_freq" for index in range(model.num_layers))
         tensors += [(name, frequencies) for name in names]
     return tensors

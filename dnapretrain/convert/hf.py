@@ -115,7 +115,7 @@ def from_hf(directory: str | Path, checkpoint_dir: str | Path, on_progress: OnPr
     folder = open_tensors(directory, open_folder(directory), family, model, entries)
     dtype = _common_dtype(str(directory), folder.dtypes())
     sizes = [math.prod(entry.native_shape) * dtype.itemsize for entry in entries]
-    tensors = _followed(hf_to_native(entries, folder.read), sizes, on_progress)
+    tensors = followed(hf_to_native(entries, folder.read), sizes, on_progress)
     unused = {key: folder.reader.read(key) for key in folder.unread}
     write_native(checkpoint_dir, config, tokenizer, tensors, dtype, {"imported_from": str(directory)}, unused)
     return {
@@ -129,15 +129,20 @@ def from_hf(directory: str | Path, checkpoint_dir: str | Path, on_progress: OnPr
         "second_copies": folder.copies,
         "parameters": _num_parameters(entries),
         "dtype": str(dtype).removeprefix("torch."),
-        "settings_to_override": [*TO_OVERRIDE, *(["data.masking"] if config.is_masked else [])],
+        "settings_to_override": settings_to_override(config),
     }
+
+
+def settings_to_override(config: RunConfig) -> list[str]:
+    """The settings of an imported checkpoint that are placeholders."""
+    return [*TO_OVERRIDE, *(["data.masking"] if config.is_masked else [])]
 
 
 def _read_best(reader: WeightsReader, keys: dict[str, str], name: str) -> Tensor:
     return reader.read(keys[name])
 
 
-def _followed(tensors: Iterable[NamedTensor], sizes: Sequence[int], on_progress: OnProgress | None) -> Iterator[NamedTensor]:
+def followed(tensors: Iterable[NamedTensor], sizes: Sequence[int], on_progress: OnProgress | None) -> Iterator[NamedTensor]:
     """The tensors; progress is told as each is taken, `sizes` bytes long."""
     done, total = 0, sum(sizes)
     for named, size in zip(tensors, sizes, strict=True):
@@ -159,6 +164,8 @@ def _unread_tensors(
     kept = next(filter(None, map(read_unused, places)), {})
     shapes = {name: tensor.shape for name, tensor in made}
     kept = {name: tensor for name, tensor in kept.items() if shapes.get(name, tensor.shape) == tensor.shape}
+    if config.model.rope_scaling:  # the folder's frequencies are those before
+        kept = {name: tensor for name, tensor in kept.items() if not name.endswith(".inv_freq")}
     if any(name.endswith(".inv_freq") for name in kept):  # it goes by two names; a folder has one
         made = [(name, tensor) for name, tensor in made if not name.endswith(".inv_freq")]
     merged = {**dict(made), **kept}
@@ -181,8 +188,8 @@ def _write_weights(
     outline += [Stored(name, tuple(tensor.shape), tensor.dtype) for name, tensor in extra]
     check_names("the conversion table", (stored.name for stored in outline), {stored.name for stored in outline})
     tensors = itertools.chain(native_to_hf(entries, read), _copies(entries, read, copies), extra)
-    followed = _followed(tensors, [stored.num_bytes for stored in outline], on_progress)
-    return write_sharded(directory, outline, followed, max_shard_bytes)
+    sizes = [stored.num_bytes for stored in outline]
+    return write_sharded(directory, outline, followed(tensors, sizes, on_progress), max_shard_bytes)
 
 
 def _copies(entries: list[Entry], read: Callable[[str], Tensor], copies: dict[str, str]) -> Iterator[NamedTensor]:

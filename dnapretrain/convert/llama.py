@@ -5,9 +5,10 @@ Both rotate the two halves of a head, so queries and keys need no permutation.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from dnapretrain.config import ModelConfig, padded_vocab_size
+from dnapretrain.config import ROPE_SCALING, ModelConfig, RopeScalingConfig, padded_vocab_size
 from dnapretrain.convert.table import (
     AdapterLayers,
     Entry,
@@ -28,7 +29,6 @@ FIXED = {
     "mlp_bias": False,
     "attention_dropout": 0.0,
     "pretraining_tp": 1,
-    "rope_scaling": None,
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
 }
@@ -93,6 +93,7 @@ def aliases(model: ModelConfig) -> dict[str, str]:
 def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """Content of config.json (without the dtype of the weights), readable by transformers 4.x and 5.x."""
     theta = float(model.rotary_base)
+    scaling = hf_rope_scaling(model)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -107,7 +108,8 @@ def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> d
         "rms_norm_eps": model.norm_epsilon,
         "max_position_embeddings": max_positions,
         "rope_theta": theta,
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
+        **({"rope_scaling": scaling} if scaling else {}),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -135,26 +137,61 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
         kv_channels=None if head_dim is None or head_dim * heads == hidden else head_dim,
         ffn_hidden_size=hf["intermediate_size"],
         norm_epsilon=hf.get("rms_norm_eps", 1e-6),
-        rotary_base=_rotary_base(hf),
+        **_rotary(hf),
         max_position_embeddings=hf.get("max_position_embeddings", 2048),
         untie_embeddings_and_output_weights=not hf.get("tie_word_embeddings", False),
         init_method_std=hf.get("initializer_range", 0.02),
     )
 
 
-def _rotary_base(hf: dict[str, Any]) -> int:
-    """`rope_theta`: at the top level (transformers 4.x) or inside `rope_parameters` (5.x)."""
-    rope = hf.get("rope_parameters") or {}
-    for field, value in rope.items():
-        expected = {"rope_type": "default", "partial_rotary_factor": 1.0}.get(field)
-        if field != "rope_theta" and value != expected:
-            raise ConfigError(f"config.json: rope_parameters.{field} = {value!r} cannot be expressed by our decoder (plain RoPE only).")
-    theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
+def hf_rope_scaling(model: ModelConfig) -> dict[str, Any] | None:
+    """`rope_scaling` of transformers 4.x, all but the base of `rope_parameters` of 5.x; None where nothing is stretched."""
+    return None if model.rope_scaling is None else model.rope_scaling.model_dump(exclude_none=True)
+
+
+def _rotary(hf: dict[str, Any]) -> dict[str, Any]:
+    """rotary_base and rope_scaling of the model section: from `rope_parameters` (transformers 5.x), or from `rope_theta` and
+    `rope_scaling` (4.x), which may stand beside it and must agree."""
+    given = {name: hf[name] for name in ("rope_parameters", "rope_scaling") if hf.get(name)}
+    for name, found in given.items():
+        if not isinstance(found, dict):
+            raise ConfigError(f"config.json: {name} = {found!r} holds no settings.")
+    newer, older = given.get("rope_parameters", {}), given.get("rope_scaling", {})
+    theta = newer.get("rope_theta", older.get("rope_theta", hf.get("rope_theta", 10_000.0)))
     if "rope_theta" in hf and hf["rope_theta"] != theta:
         raise ConfigError(f"config.json: rope_theta = {hf['rope_theta']!r} and rope_parameters.rope_theta = {theta!r} differ. Keep one.")
     if not isinstance(theta, (int, float)) or theta != int(theta):
         raise ConfigError(f"config.json: rope_theta = {theta!r} is not a whole number, which model.rotary_base needs.")
-    return int(theta)
+    scalings = [_rope_scaling(name, found, hf) for name, found in given.items()]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        raise ConfigError(f"config.json: rope_scaling = {older} and rope_parameters = {newer} differ. Keep one.")
+    return {"rotary_base": int(theta), "rope_scaling": scalings[0] if scalings else None}
+
+
+def _rope_scaling(name: str, found: dict[str, Any], hf: dict[str, Any]) -> dict[str, Any] | None:
+    """The section model.rope_scaling that the field `name` of config.json asks for; raises ConfigError for what it cannot say."""
+    values = {field: value for field, value in found.items() if field not in ("rope_theta", "type") and value is not None}
+    kind = values.setdefault("rope_type", found.get("type", "default"))
+    if values.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ConfigError(f"config.json: {name}.partial_rotary_factor = {found['partial_rotary_factor']!r}: our models turn whole heads.")
+    if kind == "default":
+        values.pop("rope_type")
+        if values:
+            raise ConfigError(f"config.json: {name} has {', '.join(sorted(values))}, which its rope_type = 'default' does not read.")
+        return None
+    if kind not in ROPE_SCALING:
+        raise ConfigError(
+            f"config.json: {name}.rope_type = {kind!r} cannot be expressed by our decoder, which has {', '.join(ROPE_SCALING)}."
+        )
+    if kind != "linear":  # transformers takes the longest input where the original one is not given
+        values.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings", 2048))
+    mscale, mscale_all_dim = values.pop("mscale", None), values.pop("mscale_all_dim", None)
+    if kind == "yarn" and mscale and mscale_all_dim and "attention_factor" not in values:
+        log = math.log(values.get("factor", 1.0))
+        values["attention_factor"] = (0.1 * mscale * log + 1.0) / (0.1 * mscale_all_dim * log + 1.0)
+    if unknown := sorted(values.keys() - RopeScalingConfig.model_fields.keys()):
+        raise ConfigError(f"config.json: {name}.{unknown[0]} = {values[unknown[0]]!r} cannot be expressed by our decoder.")
+    return values
 
 
 LLAMA = Family(

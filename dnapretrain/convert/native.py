@@ -20,11 +20,11 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from dnapretrain.config import RunConfig
 from dnapretrain.config_file import load_config
+from dnapretrain.convert import safe_pickle
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 
@@ -137,7 +137,8 @@ class WeightsReader:
         if backend != "torch_dist":
             raise CheckpointError(f"{folder / BACKEND_FILE}: sharded_backend is {backend!r}; only 'torch_dist' can be read.")
         try:
-            metadata = FileSystemReader(folder).read_metadata()
+            with (folder / INDEX_FILE).open("rb") as file:
+                metadata = safe_pickle.load(file)
         except (
             OSError,
             EOFError,
@@ -199,6 +200,21 @@ class WeightsReader:
             covered += piece.numel()
         if covered != tensor.numel():
             raise CheckpointError(f"{self.folder}: {covered} of the {tensor.numel()} values of {name} are stored. Use another checkpoint.")
+        return tensor
+
+    def read_layer(self, name: str, index: int) -> Tensor:
+        """Entry `index` of the first axis of a tensor in which layers are stacked; pieces of other layers are not read."""
+        item = self._tensor(name)
+        tensor, covered = torch.empty(item.size[1:], dtype=item.properties.dtype), 0
+        for chunk in item.chunks:
+            if not chunk.offsets[0] <= index < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            region = tensor[tuple(slice(start, start + size) for start, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))]
+            piece = self._read_piece(name, chunk)[index - chunk.offsets[0]]
+            region.copy_(piece)
+            covered += piece.numel()
+        if covered != tensor.numel():
+            raise CheckpointError(f"{self.folder}: {covered} of the {tensor.numel()} values of layer {index} of {name} are stored.")
         return tensor
 
     def _tensor(self, name: str) -> TensorStorageMetadata:

@@ -12,7 +12,17 @@ import torch
 
 from dnapretrain.config import ModelConfig
 from dnapretrain.convert import esm
-from dnapretrain.convert.table import Entry, Family, NamedTensor, check_expressible, check_head_widths, check_settings
+from dnapretrain.convert.table import (
+    Entry,
+    Family,
+    NamedTensor,
+    check_expressible,
+    check_head_widths,
+    check_linear_rope,
+    check_settings,
+    interpolation_factor,
+    linear_rope,
+)
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 
@@ -30,6 +40,7 @@ TASKS = ("MaskedLM", "TokenClassification", "SequenceClassification")
 
 def _check(model: ModelConfig) -> None:
     check_settings(model, CLASS, CAN)
+    check_linear_rope(model, CLASS)
     check_head_widths(model, CLASS)
     if model.ffn_in_bias != model.ffn_out_bias:
         raise ConfigError(
@@ -60,6 +71,7 @@ def hf_config(model: ModelConfig, max_positions: int, tokenizer: Tokenizer) -> d
         "auto_map": {"AutoConfig": "esm_config.EsmConfig", "AutoModel": "modeling_esm.EsmModel", **classes},
         **esm.esm_config(model, max_positions, tokenizer),
         "add_bias_fnn": model.ffn_in_bias,
+        **({"seq_len_interpolation_factor": interpolation_factor(model)} if model.rope_scaling else {}),
     }
 
 
@@ -67,7 +79,7 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The model section of a published config.json; raises ConfigError naming the field that our encoder cannot express."""
     check_expressible(hf, FIXED, "encoder")
     bias = bool(hf.get("add_bias_fnn", True))
-    return esm.esm_model_config(hf, {"activation": "swiglu", "ffn_in_bias": bias, "ffn_out_bias": bias})
+    return esm.esm_model_config(hf, {"activation": "swiglu", "ffn_in_bias": bias, "ffn_out_bias": bias, "rope_scaling": linear_rope(hf)})
 
 
 NT_V2 = Family(

@@ -238,6 +238,26 @@ def check_settings(model: ModelConfig, class_name: str, can: Mapping[str, tuple[
             )
 
 
+def check_linear_rope(model: ModelConfig, class_name: str) -> None:
+    """Raise ConfigError where the rotary embedding is stretched in another way than by dividing positions."""
+    if model.rope_scaling and model.rope_scaling.rope_type != "linear":
+        raise ConfigError(
+            f"model.rope_scaling.rope_type = {model.rope_scaling.rope_type} cannot be expressed by {class_name}, which has linear. "
+            "Such a model trains and evaluates, but has no Hugging Face folder."
+        )
+
+
+def interpolation_factor(model: ModelConfig) -> float | None:
+    """What encoders' folders call the factor of linear rope_scaling, `seq_len_interpolation_factor`; None where there is none."""
+    return model.rope_scaling.factor if model.rope_scaling else None
+
+
+def linear_rope(hf: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Section model.rope_scaling of a folder with `seq_len_interpolation_factor`; None where it has none."""
+    factor = hf.get("seq_len_interpolation_factor")
+    return None if factor is None else {"rope_type": "linear", "factor": factor}
+
+
 def check_head_widths(model: ModelConfig, class_name: str) -> None:
     """Raise ConfigError unless every head has a key and a value of its own, and all heads together are as wide as the hidden states."""
     problems = (

@@ -23,6 +23,7 @@ from dnapretrain.model.decoder import Decoder, decoder_spec
 from dnapretrain.model.encoder import Encoder
 from dnapretrain.model.layers import NORM_KEYS
 from dnapretrain.model.paths import use_transformer_engine
+from dnapretrain.model.rotary import stretch
 from dnapretrain.parallel.platform import Platform
 
 Chunk = Decoder | Encoder
@@ -55,6 +56,8 @@ def to_transformer_config(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
         sequence_parallel=parallel.sequence_parallel,
         use_cpu_initialization=not platform.is_cuda,
         recompute_granularity=None if recompute == "none" else recompute,
@@ -85,7 +88,10 @@ def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, in
         vp_stage = stage if virtual else None
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-        chunks.append(_build_chunk(config, transformer_config, tokenizer, platform, first, last, vp_stage).to(platform.device))
+        chunk = _build_chunk(config, transformer_config, tokenizer, platform, first, last, vp_stage)
+        if config.model.position_embedding_type == "rope":
+            stretch(chunk.rotary_pos_emb, chunk.config, config.model)
+        chunks.append(chunk.to(platform.device))
     if initialize_weights:
         initialize(chunks, config.model, tokenizer.vocab_size, config.train.seed)
     return chunks

@@ -1,7 +1,7 @@
 """How many weights a model has, where they lie, and the arithmetic of a training step: closed formulas, no torch.
 
-A weight is split over the tensor-parallel ranks or the same on each of them; layers are spread evenly over the
-pipeline ranks, the first of which has the embeddings, the last the final norm, the head and the output layer.
+A weight is split over the tensor-parallel ranks or the same on each of them; layers are spread over the
+pipeline ranks as the settings say, the first of which has the embeddings, the last the final norm, the head and the output layer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnapretrain.config import ModelConfig, RunConfig, padded_vocab_size
+from dnapretrain.errors import ConfigError
 
 FLOPS_FORMULA = (
     "per token 3 x forward (backward costs twice the forward); forward = 2 x (matrix weights of layers, masked-LM head and output layer "
@@ -62,7 +63,7 @@ def rank_weights(config: RunConfig, vocab_size: int, pad_id: int, pp_rank: int) 
     """The weights of pipeline rank `pp_rank`, summed over its tensor-parallel ranks where they are split."""
     model, pp = config.model, config.parallel.pipeline_model_parallel_size
     rows = padded_vocab_size(vocab_size)
-    weights = layer_weights(model) * (model.num_layers // pp)
+    weights = layer_weights(model) * layers_on_rank(config, pp_rank)
     if pp_rank == 0:
         weights += embedding_weights(model, rows, config.max_positions, pad_id)
     if pp_rank == pp - 1:
@@ -70,6 +71,22 @@ def rank_weights(config: RunConfig, vocab_size: int, pad_id: int, pp_rank: int) 
         if pp > 1 and not model.untie_embeddings_and_output_weights:
             weights += Weights(split=rows * model.hidden_size)
     return weights
+
+
+def layers_on_rank(config: RunConfig, pp_rank: int) -> int:
+    """Transformer layers of pipeline rank `pp_rank`, those of all its model chunks. Raises ConfigError where they cannot be spread."""
+    layers = config.parallel.layers_on_ranks(config.model.num_layers)
+    if layers is None:
+        pp = config.parallel.pipeline_model_parallel_size
+        raise ConfigError(f"model.num_layers = {config.model.num_layers} cannot be spread over {pp} pipeline ranks. Change one.")
+    return layers[pp_rank]
+
+
+def pipeline_ends(num_layers: int, pp: int) -> tuple[int, int] | None:
+    """Layers of the first and the last of `pp` ranks where `pp` does not divide them: a little less than the others have, for the
+    ends have embeddings and head. None where it does, and where no layer would be left for the ends."""
+    ends = num_layers - -(-num_layers // pp) * (pp - 2)
+    return (ends - ends // 2, ends // 2) if num_layers % pp and ends >= 2 else None
 
 
 def embedding_weights(model: ModelConfig, rows: int, max_positions: int, pad_id: int) -> Weights:

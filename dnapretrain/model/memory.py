@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnapretrain.config import RunConfig, padded_vocab_size
-from dnapretrain.model.counts import attention_widths, rank_weights
+from dnapretrain.model.counts import attention_widths, layers_on_rank, rank_weights
 
 MEMORY_FORMULA = {
     "weights": "per parameter 2 bytes in bf16, 4 in fp32",
@@ -76,14 +76,14 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
     """Bytes that the micro-batches in flight keep on pipeline rank `pp_rank` when it has most of them."""
     parallel = config.parallel
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size or 1
-    chunk_layers = config.model.num_layers // (pp * vpp)
+    layers = layers_on_rank(config, pp_rank)
     in_flight = chunks_in_flight(pp, parallel.virtual_pipeline_model_parallel_size, pp_rank, config.num_microbatches(data_parallel_size))
-    kept = in_flight * (chunk_layers * layer_activations(config, is_cuda) + _document_mask(config))
+    kept = in_flight * (layers // vpp * layer_activations(config, is_cuda) + _document_mask(config))
     if pp_rank == 0:
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
         kept += _head_activations(config, vocab_size, is_cuda)
-    return kept + config.model.num_layers // pp * _alibi_bias(config)
+    return kept + layers * _alibi_bias(config)
 
 
 def chunks_in_flight(pp: int, vpp: int | None, pp_rank: int, num_microbatches: int) -> int:

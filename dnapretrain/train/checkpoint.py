@@ -13,21 +13,22 @@ import queue
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig
 from dnapretrain.config_file import dump_config
-from dnapretrain.convert.native import FORMAT_VERSION, file_digest, read_config, read_state, read_tokenizer
+from dnapretrain.convert.native import FORMAT_VERSION, WEIGHTS_DIR, WeightsReader, file_digest, read_config, read_state, read_tokenizer
 from dnapretrain.data.shards.writer import sync_folder
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError
@@ -45,6 +46,9 @@ SHARDING = {
 
 ANY_VALUE = ("init_method_std", "transformer_impl", "hidden_dropout", "attention_dropout", "ffn_dropout")
 """Settings of section `model` that the weights of a checkpoint do not depend on."""
+
+ROTARY = ("model.rotary_base", "model.rope_scaling")
+"""Settings that say how weights are used: another context length may ask for others."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,11 @@ def load_checkpoint(
             f"checkpoint {checkpoint} was trained on other data or in other order (digest {state.get('data_digest')}, now {data_digest}). "
             "Restore data.* and the shards, or start a new run from its weights: checkpoint.load=<it> with another train.run_dir."
         )
-    _verify_files(checkpoint, state, platform)
+    verify_files(checkpoint, state, platform)
     allocate_state(optimizer)
     sharded = _sharded_state(chunks, optimizer, is_loading=True)
     loaded = _load(sharded, checkpoint, strict=StrictHandling.RAISE_ALL)
-    _load_chunks(chunks, loaded)
+    fill_chunks(chunks, loaded)
     adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     use_settings(optimizer, config.optim)
@@ -146,12 +150,35 @@ def load_checkpoint(
 
 
 def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:
-    """Read only the weights into the chunks (evaluation, a new run from old weights)."""
-    _check_same(checkpoint, read_config(checkpoint), config)
+    """Read only the weights into the chunks, to evaluate: fp32 chunks get the fp32 main weights where there are any.
+
+    The rotary embedding may be another than in training. Raises CheckpointError as `load_checkpoint` does.
+    """
+    check_same(checkpoint, read_config(checkpoint), config, may_differ=ROTARY)
     if read_tokenizer(checkpoint).digest != build_tokenizer(config.tokenizer).digest:
         raise CheckpointError(f"checkpoint {checkpoint} has another vocabulary than the run. Set tokenizer.* as in its run.yaml.")
-    _verify_files(checkpoint, read_state(checkpoint), platform)
-    _load_chunks(chunks, _load(_sharded_model(chunks), checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED))
+    verify_files(checkpoint, read_state(checkpoint), platform)
+    sharded = sharded_model(chunks)
+    if next(iter(chunks[0].parameters())).dtype == torch.float32:
+        sharded = in_fp32(sharded, checkpoint)
+    fill_chunks(chunks, load_tensors(sharded, checkpoint))
+
+
+def load_tensors(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The state that `sharded` describes, filled from the checkpoint, which may hold more."""
+    return _load(sharded, checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+
+
+def in_fp32(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """What `sharded_model` gives, to be read in fp32 into memory of its own: from the main weights where the checkpoint has any."""
+    with on_every_rank(CheckpointError, f"cannot read checkpoint {checkpoint}"):
+        reader = WeightsReader(checkpoint / WEIGHTS_DIR)
+
+    def precise(item: Any) -> Any:
+        dtype = {"dtype": torch.float32} if isinstance(item, ShardedTensor) else {}
+        return replace(item, key=reader.best_key(item.key), data=torch.empty_like(item.data, dtype=torch.float32), **dtype)
+
+    return {part: {name: precise(item) for name, item in items.items()} for part, items in sharded.items()}
 
 
 def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> dict[str, Any]:
@@ -160,28 +187,30 @@ def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> 
     return loaded
 
 
-def _sharded_model(chunks: list[Any]) -> dict[str, Any]:
+def sharded_model(chunks: list[Any]) -> dict[str, Any]:
+    """Chunk -> name of a weight -> what of the stored tensor belongs there, and the memory of the weight to read it into."""
     parts: dict[str, Any] = {}
     for index, chunk in enumerate(chunks):
-        sharded = _unwrapped(chunk).sharded_state_dict(metadata=dict(SHARDING))
+        sharded = unwrapped(chunk).sharded_state_dict(metadata=dict(SHARDING))
         # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names.
         parts[f"model{index}"] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
     return parts
 
 
 def _sharded_state(chunks: list[Any], optimizer: Any, is_loading: bool) -> dict[str, Any]:
-    model = _sharded_model(chunks)
+    model = sharded_model(chunks)
     return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(SHARDING))}
 
 
-def _load_chunks(chunks: list[Any], loaded: dict[str, Any]) -> None:
+def fill_chunks(chunks: list[Any], loaded: dict[str, Any]) -> None:
+    """Copy what was loaded into the weights, where it does not lie there already."""
     for index, chunk in enumerate(chunks):
-        _, unexpected = _unwrapped(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
+        _, unexpected = unwrapped(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
         if unexpected:
             raise CheckpointError(f"the checkpoint holds weights this model has not: {unexpected}")
 
 
-def _unwrapped(chunk: Any) -> Any:
+def unwrapped(chunk: Any) -> Any:
     """The module inside Megatron's wrappers: its names do not change with the wrapping."""
     while hasattr(chunk, "module"):
         chunk = chunk.module
@@ -189,7 +218,7 @@ def _unwrapped(chunk: Any) -> Any:
 
 
 def _check_fits(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
-    _check_same(checkpoint, stored, config)
+    check_same(checkpoint, stored, config)
     for key, was, now in (
         ("train.precision", stored.train.precision, config.train.precision),
         ("parallel.use_distributed_optimizer", stored.parallel.use_distributed_optimizer, config.parallel.use_distributed_optimizer),
@@ -202,11 +231,11 @@ def _check_fits(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
             )
 
 
-def _check_same(checkpoint: Path, stored: RunConfig, config: RunConfig) -> None:
-    """The settings that decide what the tensors mean must agree; a default spelled out is no difference."""
+def check_same(checkpoint: Path, stored: RunConfig, config: RunConfig, may_differ: Collection[str] = ()) -> None:
+    """The settings that decide what the tensors mean must agree, all but `may_differ`; a default spelled out is no difference."""
     for key, was in _meaning(stored).items():
         now = _meaning(config)[key]
-        if was != now:
+        if was != now and key not in may_differ:
             raise CheckpointError(
                 f"checkpoint {checkpoint} has {key}={was}, the run has {now}. Set it back, or give another train.run_dir."
             )
@@ -234,7 +263,8 @@ def _digest_files(weights: Path, platform: Platform) -> dict[str, dict[str, Any]
     return {name: together[name] for name in names}
 
 
-def _verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:
+def verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:
+    """Raise CheckpointError on every rank unless all files are as they were written; the work is shared out over the ranks."""
     weights, problem = checkpoint / "weights", ""
     files = state.get("files", {})
     for name in sorted(files)[platform.rank :: platform.world_size]:

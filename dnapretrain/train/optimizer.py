@@ -83,6 +83,22 @@ def allocate_state(optimizer: Any) -> None:
             part.init_state_fn(part.optimizer, part.config)
 
 
+@torch.no_grad()
+def set_main_weights(optimizer: Any, weight: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Give the fp32 main weight of `weight` this value, or the part of it that this data-parallel rank holds; nothing where it has none.
+
+    The optimizer made it from the weight, which is rounded to bf16.
+    """
+    main = getattr(weight, "main_param", None)
+    if main is None:
+        return
+    if getattr(weight, "main_param_sharded", False):
+        (part,) = optimizer.chained_optimizers
+        part_of_rank = part._get_model_param_range_map(weight)["param"]
+        value = value.reshape(-1)[part_of_rank.start : part_of_rank.end]
+    main.copy_(value)
+
+
 def use_settings(optimizer: Any, optim: OptimConfig) -> None:
     """Take learning rates, betas and eps from the settings: a loaded state brings back those it was written with."""
     for group in optimizer.param_groups:

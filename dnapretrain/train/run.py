@@ -26,6 +26,7 @@ from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from dnapretrain.train.continued import start_from
 from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.trainer import Trainer
@@ -54,11 +55,12 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
 
     chunks = build_chunks(config, data.tokenizer, platform)
-    if resume_from is None and config.checkpoint.load:
-        load_weights(find_checkpoint(config.checkpoint.load), config, platform, chunks)
     wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
     optimizer = build_optimizer(config, wrapped)
     schedule = build_schedule(config, optimizer)
+    started_from = []
+    if resume_from is None and config.checkpoint.load:
+        started_from = start_from(find_checkpoint(config.checkpoint.load), config, data.tokenizer, platform, wrapped, optimizer)
 
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
     position = RunPosition()
@@ -88,7 +90,7 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         save=save,
         position=position,
     )
-    _log_start(trainer, config, platform, data, resume_from)
+    _log_start(trainer, config, platform, data, resume_from, started_from)
     return trainer
 
 
@@ -170,7 +172,9 @@ def _save_config(config: RunConfig) -> None:
     (config.train.run_dir / "run.yaml").write_text(dump_config(config))
 
 
-def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None) -> None:
+def _log_start(
+    trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None, started_from: list[str]
+) -> None:
     paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
@@ -187,6 +191,7 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
         flops_formula=FLOPS_FORMULA,
         peak=peak_of_rank(config.log, platform.name)[1],
         resumed_from=str(resume_from) if resume_from else None,
+        started_from=started_from,
     )
     for name, value in paths.items():
         log.say(f"{name:>14}: {value}")
@@ -206,7 +211,10 @@ def _log_start(trainer: Trainer, config: RunConfig, platform: Platform, data: Ru
     log.say(f"{'data digest':>14}: {data.train.digest}")
     log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
     log.say(f"{'peak':>14}: {peak_of_rank(config.log, platform.name)[1]}")
-    log.say(f"{'start':>14}: " + (f"resumed from {resume_from}" if resume_from else "new run"))
+    log.say(
+        f"{'start':>14}: "
+        + (f"resumed from {resume_from}" if resume_from else f"new run{', ' if started_from else ''}{'; '.join(started_from)}")
+    )
 
 
 def _length_lines(config: RunConfig) -> list[str]:

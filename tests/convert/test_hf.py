@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_depth_is_refused(tmp_path):
     for layers, message in ((3, "6 missing"), (1, "6 unexpected")):
         text = (tmp_path / "native" / "run.yaml").read_text()
         (tmp_path / "native" / "run.yaml").write_text(
-            "\n".join(f"  num_layers: {layers}" if "num_layers" in line else line for line in text.split("\n"))
+            "\n".join(f"  num_layers: {layers}" if "  num_layers:" in line else line for line in text.split("\n"))
         )
         with pytest.raises(CheckpointError, match=message):
             to_hf(tmp_path / "native", tmp_path / "hf")

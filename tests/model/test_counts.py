@@ -9,7 +9,14 @@ import pytest
 
 from dnapretrain.config import RunConfig, padded_vocab_size
 from dnapretrain.config_file import config_from_dict
-from dnapretrain.model.counts import flops_per_token, rank_parameters, stored_parameters, total_parameters
+from dnapretrain.model.counts import (
+    flops_per_token,
+    layers_on_rank,
+    pipeline_ends,
+    rank_parameters,
+    stored_parameters,
+    total_parameters,
+)
 
 ALL_BIASES = {"attention_bias": True, "ffn_in_bias": True, "ffn_out_bias": True}
 LAYER_NORM = {"kind": "encoder", "normalization": "LayerNorm"}
@@ -129,12 +136,18 @@ def test_ranks_of_a_256_rank_job(ranks, name, parallel, places):
     assert ranks.run(1, counted, layouts=[(PUBLISHED[name][0], parallel, 256)])[0] == ([], places)
 
 
+ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+
+
 def test_every_rank_of_small_jobs_of_every_family(ranks):
     layouts = [
         (sizes(6, 64, 96, num_attention_heads=8, num_query_groups=4, untie_embeddings_and_output_weights=False), {"pp": 2, "vpp": 3}, 2),
         (sizes(6, 64, 96, num_attention_heads=8, num_query_groups=4), {"tp": 4, "pp": 3}, 12),
         (sizes(6, 64, 96, **{**NT_V1, "num_attention_heads": 8}), {"tp": 2, "pp": 2}, 4),
         (sizes(6, 64, 96, **NT_V2), {"tp": 4, "pp": 2, "vpp": 3}, 8),
+        (sizes(29, 64, 96, **NT_V2), {"pp": 4, "num_layers_in_last_pipeline_stage": 8}, 4),
+        (sizes(29, 64, 96, **NT_V2), {"tp": 2, "pp": 2, "num_layers_in_first_pipeline_stage": 15}, 4),
+        (sizes(10, 64, 96, **NT_V2), {"pp": 3, "vpp": 2, **dict.fromkeys(ENDS, 2)}, 3),
         (sizes(6, 96, 96, num_attention_heads=12, **DNABERT2), {"tp": 4, "pp": 3}, 12),
         (sizes(6, 96, 96, num_attention_heads=12, **DNABERT2), {}, 1),
         (sizes(6, 64, 96, kind="encoder", num_attention_heads=8, num_query_groups=2, position_embedding_type="none"), {"tp": 2}, 2),
@@ -158,3 +171,18 @@ def test_flops_of_an_encoder_equal_a_count_by_hand():
     matrices = 2 * layer + 8 * 8 + 8 * 128  # layers, dense of the head, output over the padded vocabulary
     attention = 2 * 2 * (2 * 8 * 10)
     assert flops_per_token(config.model, 10, 100) == 3 * (2 * matrices + attention)
+
+
+@pytest.mark.parametrize(("layers", "pp"), [(29, 2), (29, 4), (29, 8), (30, 4), (7, 3), (4, 3), (3, 2)])
+def test_uneven_pipelines_are_as_even_as_can_be(layers, pp):
+    first, last = pipeline_ends(layers, pp)
+    config = run_config(sizes(layers, 8, 12, num_attention_heads=2), pp=pp, **dict(zip(ENDS, (first, last), strict=True)))
+    spread = [layers_on_rank(config, rank) for rank in range(pp)]
+    assert sum(spread) == layers and max(spread) == -(-layers // pp) and min(spread) >= 1
+
+
+def test_pipelines_that_need_no_ends_or_leave_them_nothing():
+    assert pipeline_ends(30, 5) is None  # divides
+    assert pipeline_ends(29, 16) is None  # two layers on each of 14 ranks leave one
+    assert pipeline_ends(5, 4) is None
+    assert pipeline_ends(5, 1) is None

@@ -13,6 +13,8 @@ LAYOUTS = {
     "PP2": (2, {"pp": 2}),
     "PP4": (4, {"pp": 4}),
     "PP2 interleaved": (2, {"pp": 2, "vpp": 2}),
+    "PP2 uneven": (2, {"pp": 2, "num_layers_in_first_pipeline_stage": 3}),
+    "TP2xPP3 uneven": (6, {"tp": 2, "pp": 3, "num_layers_in_first_pipeline_stage": 1, "num_layers_in_last_pipeline_stage": 1}),
     "DP2": (2, {}),
     "DP2+distributed optimizer": (2, {"use_distributed_optimizer": True}),
     "TP2xPP2": (4, {"tp": 2, "pp": 2}),
@@ -92,6 +94,15 @@ def test_equals_one_rank(ranks, tiny_config, one_rank, model, layout):
         assert abs(result.valid.loss - expected.valid.loss) <= 1e-5
         assert result.valid.accuracy == pytest.approx(expected.valid.accuracy, abs=1e-3)
         assert result.learning_rates == expected.learning_rates
+
+
+def test_an_uneven_interleaved_pipeline(ranks, tiny_config, one_rank):
+    tree = tiny_config(**{**MODELS["decoder"], "model.num_layers": 6})
+    expected = one_rank(tree)
+    layout = {"pp": 2, "vpp": 2, "num_layers_in_first_pipeline_stage": 4}
+    result = ranks.run(2, training.train, tree={**tree, "parallel": layout}, until=STEPS)[0]
+    assert max(abs(a - b) for a, b in zip(result.losses, expected.losses, strict=True)) <= 1e-5
+    assert result.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)

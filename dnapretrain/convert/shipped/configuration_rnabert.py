@@ -12,7 +12,6 @@ HAS = {
     "add_linear_bias": True,
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
-    "seq_len_interpolation_factor": None,
 }
 """What modeling_rnabert.py has; other members of the family differ here."""
 
@@ -52,7 +51,6 @@ class RNABertConfig(PretrainedConfig):
             "add_linear_bias": add_linear_bias,
             "position_embedding_type": position_embedding_type,
             "rotary_percent": rotary_percent,
-            "seq_len_interpolation_factor": seq_len_interpolation_factor,
         }
         for name, value in given.items():
             if value != HAS[name]:
@@ -60,6 +58,7 @@ class RNABertConfig(PretrainedConfig):
             setattr(self, name, value)
         if hidden_size % num_attention_heads:
             raise ValueError(f"hidden_size = {hidden_size} is not divisible by num_attention_heads = {num_attention_heads}")
+        self.seq_len_interpolation_factor = seq_len_interpolation_factor
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers

@@ -1,4 +1,5 @@
-"""Configuration of Nucleotide Transformer v2: ESM's fields, and `add_bias_fnn`. Written by dnapretrain; Apache-2.0."""
+"""Configuration of Nucleotide Transformer v2: ESM's fields, `add_bias_fnn`, and `seq_len_interpolation_factor`, by which positions are
+divided in models whose context was stretched. Written by dnapretrain; Apache-2.0."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ class EsmConfig(PretrainedConfig):
         add_bias_fnn: bool = True,
         tie_word_embeddings: bool = True,
         is_folding_model: bool = False,
+        seq_len_interpolation_factor: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(pad_token_id=pad_token_id, mask_token_id=mask_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -58,3 +60,4 @@ class EsmConfig(PretrainedConfig):
         self.add_bias_fnn = add_bias_fnn
         self.mask_token_id = mask_token_id
         self.is_folding_model = is_folding_model
+        self.seq_len_interpolation_factor = seq_len_interpolation_factor

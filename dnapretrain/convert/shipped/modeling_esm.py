@@ -48,9 +48,9 @@ def check_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
         raise ValueError("give either input_ids or inputs_embeds")
 
 
-def rotary_angles(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [S, D] of position x frequency, both halves of a head alike. Computed each time: no buffer to be lost."""
-    frequencies = 1.0 / (10000.0 ** (torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width))
+def rotary_angles(length: int, width: int, factor: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [S, D] of position x frequency / factor, both halves of a head alike. Computed each time: no buffer to be lost."""
+    frequencies = 1.0 / (10000.0 ** (torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)) / factor
     angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), frequencies).repeat(1, 2)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -173,6 +173,7 @@ class EsmEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.head_width = config.hidden_size // config.num_attention_heads
+        self.stretch = config.seq_len_interpolation_factor or 1.0
         self.layer = nn.ModuleList(EsmLayer(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
@@ -183,7 +184,8 @@ class EsmEncoder(nn.Module):
         """Last hidden states [B, S, H]; what each layer was given and the last ones; attention weights. The latter two where asked for."""
         states, all_weights = [], []
         by_hand = want_weights or self.config._attn_implementation == "eager"
-        bias, angles = padding_bias(attention_mask, hidden), rotary_angles(hidden.shape[1], self.head_width, hidden)
+        bias = padding_bias(attention_mask, hidden)
+        angles = rotary_angles(hidden.shape[1], self.head_width, self.stretch, hidden)
         for layer in self.layer:
             states.append(hidden)
             if self.gradient_checkpointing and self.training:
