@@ -57,10 +57,24 @@ def load_model(directory: Path, device: str, is_masked: bool) -> Any:
     logging.disable_progress_bar()
     auto, options = (AutoModelForMaskedLM, {"trust_remote_code": True}) if is_masked else (AutoModelForCausalLM, {})
     try:
-        model = auto.from_pretrained(str(directory), **options).float().eval()
-    except (OSError, ValueError, ImportError) as error:
+        model, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{directory} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
-    return model.to(device)
+    check_whole(directory, info)
+    return model.float().eval().to(device)
+
+
+def check_whole(directory: Path, info: dict[str, Any]) -> None:
+    """Raise ConfigError where `from_pretrained` found no tensor for a weight of the model: it warns, and starts it at random.
+
+    `info`: what it returns for `output_loading_info=True`. The contact head takes no part in logits.
+    """
+    random = sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])})
+    random = [name for name in random if "contact_head" not in name]
+    if random:
+        raise ConfigError(
+            f"{directory} has no tensor for {len(random)} weights of its model, the first {random[0]}. Fetch or export it again."
+        )
 
 
 def check_device(device: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dnapretrain.adapt.folder import load_model
 from dnapretrain.convert.native import find_checkpoint, read_config, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import Tokenizer
-from dnapretrain.errors import CheckpointError, ConfigError
+from dnapretrain.errors import CheckpointError
 
 LIMIT = 1e-4
 """Largest difference that passes, as a share of the largest logit: fp32 sums in another order, over the deepest published models."""
@@ -66,15 +67,7 @@ def _tokens(tokenizer: Tokenizer, is_masked: bool, max_positions: int) -> tuple[
 
 
 def _hf_logits(directory: Path, is_masked: bool, tokens: NDArray[np.int64], real: NDArray[np.bool_]) -> NDArray[np.float32]:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    auto = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
-    try:
-        model = auto.from_pretrained(str(directory), trust_remote_code=True, torch_dtype=torch.float32).eval()
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{directory} does not load: {' '.join(str(error).split())}.") from None
+    model = load_model(directory, "cpu", is_masked)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(real).long()).logits
     found: NDArray[np.float32] = logits.float().numpy()

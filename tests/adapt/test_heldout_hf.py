@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 from families import bpe_of, write_small
@@ -134,6 +135,17 @@ def test_what_cannot_be_evaluated_is_said(name, arguments, message, fasta, tmp_p
     _, folder = model_of(name, tmp_path)
     assert main(["evaluate", str(folder), *(str(fasta) if part == "FASTA" else part for part in arguments)]) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["kmer", "nt-v2"])
+def test_a_missing_tensor_is_not_started_at_random(name, fasta, tmp_path, capsys):
+    _, folder = model_of(name, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(item for item in sorted(tensors) if "layer" in item)
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert main(["evaluate", str(folder), "--data", str(fasta)]) != 0
+    assert f"no tensor for 1 weights of its model, the first {lost}" in capsys.readouterr().err
 
 
 def test_a_published_tokenizer_reads_the_context_of_its_model(fasta, tmp_path):
