@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -419,6 +420,10 @@ class TrainConfig(Section):
     train_steps: int = Field(gt=0)
     stop_at_step: int | None = Field(None, gt=0)
     """Stop here with a checkpoint; the schedule still runs to train_steps, so a later start goes on as if nothing had stopped."""
+    exit_duration: float | None = Field(None, gt=0)
+    """Stop with a checkpoint after so long: seconds, or text such as 3h50m, 90s, 03:50:00. Checked after each step."""
+    slurm_margin: float = Field(180.0, ge=0)
+    """Stop with a checkpoint so long before the Slurm job's time is up: time for a step and a save. Seconds or text, as exit_duration."""
     micro_batch_size: int = Field(gt=0)
     """Samples per forward pass on one data-parallel rank."""
     global_batch_size: int = Field(gt=0)
@@ -441,6 +446,11 @@ class TrainConfig(Section):
     eval_samples: int | None = Field(None, gt=0)
     """Samples, spread evenly over each held-out set, in the evaluations on the way (the last one uses all); default: all."""
 
+    @field_validator("exit_duration", "slurm_margin", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return parse_seconds(value) if isinstance(value, str) else value
+
 
 class CheckpointConfig(Section):
     """When checkpoints are written and what a run starts from."""
@@ -452,8 +462,16 @@ class CheckpointConfig(Section):
     load: Path | None = None
     """Checkpoint whose weights a new run starts from (weights only: continued pretraining). Its context may be shorter, its rotary
     embedding another, and its vocabulary the beginning of this one: new rows are the mean of the old ones."""
+    async_save: bool = True
+    """Train on while the files are written, from a copy in host memory; false: wait for each save."""
     timeout_seconds: float = Field(1800.0, gt=0)
-    """A save that takes longer ends the run with an error."""
+    """A save that takes longer has failed. The run goes on and tries again; where it cannot go on by itself it ends with an error."""
+    keep_last: int | None = Field(None, ge=1)
+    """Keep so many of the newest checkpoints and delete older ones; default: keep all. keep_every and keep_best keep more."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep checkpoints whose step is a multiple of this, whatever keep_last says."""
+    keep_best: int | None = Field(None, ge=1)
+    """Keep so many with the lowest held-out loss (the set 'valid', else the first), whatever keep_last says."""
 
 
 class LogConfig(Section):
@@ -547,6 +565,17 @@ class RunConfig(Section):
     def lr_decay_steps(self) -> int:
         """Step at which the learning rate stops decaying."""
         return self.optim.lr_decay_steps or self.train.train_steps
+
+
+def parse_seconds(text: str) -> float | str:
+    """Seconds of '3h50m', '90s', '1d', '03:50:00' or '2-00:00:00'; `text` itself where it is none of them."""
+    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text.strip())
+    match = units if units and text.strip() else clock
+    if match is None:
+        return text
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def padded_vocab_size(vocab_size: int) -> int:

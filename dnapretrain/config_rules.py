@@ -80,6 +80,7 @@ def check_rules(config: RunConfig) -> None:
     _check_rampup(config)
     _check_split(split)
     _check_stages(config)
+    _check_keeping(config)
 
 
 def _check_pipeline(config: RunConfig) -> None:
@@ -289,6 +290,29 @@ def _check_stages(config: RunConfig) -> None:
     for number, source in enumerate(sources):
         if stages and not any(stage.weights is None or stage.weights[number] for stage in stages):
             raise ConfigError(f"source {source.prefix} of data.train has weight 0 in every stage of data.stages. Remove it, or raise one.")
+
+
+def _check_keeping(config: RunConfig) -> None:
+    keep, train = config.checkpoint, config.train
+    for name in ("keep_every", "keep_best"):
+        if getattr(keep, name) and not keep.keep_last:
+            raise ConfigError(
+                f"checkpoint.{name} = {getattr(keep, name)} says what is kept beside checkpoint.keep_last, which keeps all. Set it."
+            )
+    if keep.keep_every and keep.save_interval and keep.keep_every % keep.save_interval:
+        raise ConfigError(
+            f"checkpoint.keep_every = {keep.keep_every} is no multiple of checkpoint.save_interval = {keep.save_interval}: "
+            "few or no checkpoints are written at such steps. Change one."
+        )
+    if not keep.keep_best:
+        return
+    if not train.eval_interval or not keep.save_interval or keep.save_interval % train.eval_interval:
+        raise ConfigError(
+            f"checkpoint.keep_best = {keep.keep_best} compares checkpoints by the evaluation at their step, but checkpoint.save_interval = "
+            f"{keep.save_interval} is no multiple of train.eval_interval = {train.eval_interval}. Change one of the two."
+        )
+    if config.data.split.by == "none" and not config.data.valid:
+        raise ConfigError(f"checkpoint.keep_best = {keep.keep_best}, but nothing is held out. Set data.split or data.valid.")
 
 
 def _check_length_begins_a_step(config: RunConfig, number: int, end: int) -> None:

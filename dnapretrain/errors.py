@@ -21,3 +21,11 @@ class DataError(DnaPretrainError):
 
 class CheckpointError(DnaPretrainError):
     """A checkpoint is missing, damaged, incomplete, or does not fit the run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not as it was written: the one before it may do."""
+
+
+class LostRankError(DnaPretrainError):
+    """Another rank of the run has gone; why is for that rank, or for the launcher, to say."""

@@ -101,8 +101,10 @@ def proof_tree(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     """The settings of `config` for a proof of `steps` steps in `run_dir`: it evaluates nothing and saves only where it stops."""
     tree = config.model_dump(mode="json")
     # At least one step short of the end: the last step would evaluate all that is held out, which proves nothing here.
-    tree["train"].update(run_dir=str(run_dir), train_steps=max(config.train.train_steps, steps + 1), stop_at_step=steps, eval_interval=0)
-    tree["checkpoint"].update(save_interval=0, resume=True)
+    tree["train"].update(
+        run_dir=str(run_dir), train_steps=max(config.train.train_steps, steps + 1), stop_at_step=steps, eval_interval=0, exit_duration=None
+    )
+    tree["checkpoint"].update(save_interval=0, resume=True, keep_last=None, keep_every=None, keep_best=None)
     if config.optim.lr_warmup_steps >= steps:  # the learning rate would stay near 0, and wrong gradients would hardly be seen
         tree["optim"]["lr_warmup_steps"] = steps // 2
     return tree

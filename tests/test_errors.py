@@ -384,7 +384,7 @@ def test_a_wrong_model_folder_or_prompt_is_refused(
 
 
 def test_an_interrupt_ends_all_ranks(trained: Path) -> None:
-    """Two ranks train for ever; Ctrl-C (which a terminal sends to all processes of the command) ends them quickly and quietly."""
+    """Two ranks train for ever; Ctrl-C (which a terminal sends to all processes of the command) ends them quickly, with a checkpoint."""
     settings = ["train.run_dir=endless", "train.train_steps=1000000", "--ranks", "2"]
     command = [sys.executable, "-m", "dnapretrain", "pretrain", "config.yaml", *settings]
     process = subprocess.Popen(
@@ -397,11 +397,32 @@ def test_an_interrupt_ends_all_ranks(trained: Path) -> None:
         assert len(ranks) >= 2
         os.killpg(process.pid, signal.SIGINT)
         started = time.monotonic()
-        _, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=60)
         assert time.monotonic() - started < 20
-        assert process.returncode == 130
-        assert errors == "stopped by the user\n"
+        assert process.returncode == 75
+        assert "by SIGINT; the same command goes on from there" in printed.splitlines()[-1]
+        assert errors == ""
+        (checkpoint,) = (trained / "endless" / "checkpoints").glob("step_*")
+        assert f"stopped after step {int(checkpoint.name[5:])} " in printed
         assert [rank for rank in ranks if rank.is_running()] == []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_killed_rank_is_told_in_one_line_and_the_run_folder_serves_one_run(trained: Path) -> None:
+    command = [sys.executable, "-m", "dnapretrain", "pretrain", "config.yaml", "train.run_dir=endless", "train.train_steps=1000000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--ranks", "2"], cwd=trained, env=ENVIRONMENT, start_new_session=True, **pipes)
+    try:
+        assert any(line.startswith("step ") for line in process.stdout), "no step was made"
+        second = run(trained, *command[3:])
+        assert second.returncode == 2 and "train.run_dir = endless is in use by process" in second.stderr and second.stderr.count("\n") == 1
+        _, victim = sorted(rank.pid for rank in psutil.Process(process.pid).children())
+        os.kill(victim, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 137
+        assert errors == "error: rank 1 was killed by SIGKILL. If memory ran out, lower train.micro_batch_size or the number of ranks.\n"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -42,6 +42,7 @@ MEGATRON_FILES = {
     "dnapretrain/parallel/cpu_engine.py",
     "dnapretrain/parallel/groups.py",
     "dnapretrain/train/checkpoint.py",
+    "dnapretrain/train/checkpoint_writer.py",
     "dnapretrain/train/continued.py",
     "dnapretrain/train/optimizer.py",
     "dnapretrain/train/run.py",

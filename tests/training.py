@@ -69,7 +69,14 @@ def train(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = F
 
 def stored_tensors(run_dir: str | Path) -> dict[str, Any]:
     """Every tensor of a run's newest checkpoint, weights and moments, in full."""
-    from dnapretrain.convert.native import find_checkpoint, open_weights
+    from dnapretrain.convert.native import find_checkpoint
 
-    reader = open_weights(find_checkpoint(Path(run_dir)))
+    return stored_tensors_of(find_checkpoint(Path(run_dir)))
+
+
+def stored_tensors_of(checkpoint: Path) -> dict[str, Any]:
+    """Every tensor of one checkpoint."""
+    from dnapretrain.convert.native import open_weights
+
+    reader = open_weights(checkpoint)
     return {name: reader.read(name) for name in reader.names()}

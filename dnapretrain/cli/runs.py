@@ -47,24 +47,30 @@ def add_pretrain(verbs: Any) -> None:
     )
     add_run_arguments(verb)
     verb.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    verb.add_argument(
+        "--exit-duration", metavar="TIME", help="stop with a checkpoint after so long, e.g. 3h50m or 03:50:00 (train.exit_duration)"
+    )
     verb.set_defaults(verb=_pretrain)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
     from dnapretrain.config_file import dump_config, load_config
     from dnapretrain.parallel.launch import launch_local
+    from dnapretrain.parallel.signals import EXIT_STOPPED, StopSignals
 
-    config = load_config(arguments.config, arguments.overrides)
+    limit = [] if arguments.exit_duration is None else [f"train.exit_duration={arguments.exit_duration}"]
+    overrides = [*arguments.overrides, *limit]
+    config = load_config(arguments.config, overrides)
     if arguments.dry_run:
         print(dump_config(config), end="")
         return 0
     ranks = check_before_launch(config, arguments.ranks)
     if ranks > 1:
-        return launch_local(["pretrain", str(arguments.config), *arguments.overrides], ranks)
-    from dnapretrain.train.run import pretrain
+        return launch_local(["pretrain", str(arguments.config), *overrides], ranks)
+    with StopSignals() as signals:
+        from dnapretrain.train.run import pretrain
 
-    pretrain(config)
-    return 0
+        return EXIT_STOPPED if pretrain(config, signals).stop.reason else 0
 
 
 def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:

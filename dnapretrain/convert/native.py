@@ -26,7 +26,7 @@ from dnapretrain.config import RunConfig
 from dnapretrain.config_file import load_config
 from dnapretrain.convert import safe_pickle
 from dnapretrain.data.tokens.tokenizers import Tokenizer
-from dnapretrain.errors import CheckpointError, ConfigError
+from dnapretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError
 
 CONFIG_FILE = "run.yaml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -62,7 +62,7 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Path:
 def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration the checkpoint was saved with, and dotted overrides of it; raises CheckpointError."""
     if not (checkpoint / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{checkpoint / CONFIG_FILE} is missing: the checkpoint is incomplete. Use another one.")
+        raise DamagedCheckpointError(f"{checkpoint / CONFIG_FILE} is missing: the checkpoint is incomplete. Use another one.")
     try:
         return load_config(checkpoint / CONFIG_FILE, overrides)
     except ConfigError as error:
@@ -85,7 +85,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     state = _read_json(path)
     missing = [key for key in ("format", "step", "consumed_samples", "files") if key not in state]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}: the checkpoint is incomplete. Use another one.")
+        raise DamagedCheckpointError(f"{path} lacks {', '.join(missing)}: the checkpoint is incomplete. Use another one.")
     if state["format"] != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state['format']}; this version reads {FORMAT_VERSION}. Use the version that wrote it.")
     return state
@@ -106,11 +106,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the checkpoint is incomplete. Use another one.") from None
+        raise DamagedCheckpointError(f"{path} is missing: the checkpoint is incomplete. Use another one.") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, not an object. Use another checkpoint.")
+        raise DamagedCheckpointError(f"{path} holds {type(content).__name__}, not an object. Use another checkpoint.")
     return content
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,10 @@ from dnapretrain.parallel.groups import sum_over_data_parallel
 
 MICROBATCHES_PER_PASS = 16
 """Micro-batches given to the pipeline schedule at a time."""
+
+
+class EvaluationStoppedError(Exception):
+    """The caller's `should_stop` said so: there is no result."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,17 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def held_out_loss(
-    chunks: list[Any], stream: SampleStream, place: BatchPlace, sequence_length: int, loss: str, max_samples: int | None = None
+    chunks: list[Any],
+    stream: SampleStream,
+    place: BatchPlace,
+    sequence_length: int,
+    loss: str,
+    max_samples: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> HeldOutLoss:
     """Mean loss over `max_samples` samples spread evenly over `stream` (default: all), each scored once; equal on every rank.
 
+    `should_stop` is asked before each pass, and must answer the same on every rank: then EvaluationStoppedError is raised.
     `loss` is train.loss. Raises DataError where no target weighs anything.
     """
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
@@ -59,7 +70,10 @@ def held_out_loss(
     bases_V = torch.from_numpy(token_bases(stream.tokenizer)).to(place.device)
     for chunk in chunks:
         chunk.eval()
+    stopped = False
     for first_round in range(0, rounds, MICROBATCHES_PER_PASS):
+        if stopped := should_stop():
+            break
         # Always whole passes: rounds beyond the end hold only samples of weight 0, and the interleaved
         # schedule needs a multiple of the pipeline size.
         first_sample = first_round * per_round
@@ -76,6 +90,8 @@ def held_out_loss(
             totals += report
     for chunk in chunks:
         chunk.train()
+    if stopped:
+        raise EvaluationStoppedError
     return summarise(sum_over_data_parallel(totals), stream.name, loss, num_samples)
 
 

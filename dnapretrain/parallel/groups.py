@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,21 @@ import torch.distributed as dist
 import xxhash
 
 from dnapretrain.config import ParallelConfig
-from dnapretrain.errors import DnaPretrainError
+from dnapretrain.errors import DnaPretrainError, LostRankError
 from dnapretrain.parallel import cpu_engine
 from dnapretrain.parallel.platform import Platform
 
 TIMEOUT = timedelta(minutes=40)
 """A collective that waits longer than this ends the run with an error: longer than a save may take (checkpoint.timeout_seconds)."""
+
+LOST_PEER = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|failed to recv|recvValue failed|NCCL error.*remote process",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL and torch's store say that another rank has gone."""
+
+_control: Any = None
+"""All ranks over gloo where the default group is NCCL's: small questions then wait for no GPU. None: the default group."""
 
 
 def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None) -> None:
@@ -32,6 +42,8 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     if platform.is_cuda:
         arguments["device_id"] = platform.device
     dist.init_process_group(platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **arguments)
+    global _control
+    _control = dist.new_group(backend="gloo", timeout=TIMEOUT) if platform.is_cuda else None
     from megatron.core import tensor_parallel
 
     _build_groups(parallel)
@@ -84,6 +96,8 @@ def stop_groups() -> None:
     """Take the groups down; safe to call when there are none."""
     from megatron.core import parallel_state
 
+    global _control
+    _control = None
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -107,6 +121,15 @@ def sum_of_ranks(value: int) -> int:
     total = torch.tensor([value], dtype=torch.int64, device=device)
     dist.all_reduce(total)
     return int(total.item())
+
+
+def max_of_ranks(value: int) -> int:
+    """The largest `value` of all ranks, by their processors: cheap enough to ask after every step."""
+    if dist.get_world_size() == 1:
+        return value
+    largest = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_control)
+    return int(largest.item())
 
 
 def problems_of_ranks(problem: str) -> list[str]:
@@ -136,3 +159,16 @@ def on_every_rank(error: type[DnaPretrainError], what: str) -> Iterator[None]:
     reasons = problems_of_ranks("" if problem is None else " ".join(f"{type(problem).__name__}: {problem}".split())[:500])
     if reasons:
         raise error(f"{what}: {reasons[0]}") from problem
+
+
+@contextmanager
+def one_error_for_a_lost_rank() -> Iterator[None]:
+    """Turn what gloo or NCCL say when another rank has gone into LostRankError: the reason is that rank's to tell."""
+    try:
+        yield
+    except RuntimeError as error:
+        if LOST_PEER.search(str(error)) is None:
+            raise
+        raise LostRankError(
+            "the connection to another rank was lost: it has ended or was killed. The same command goes on from the last checkpoint."
+        ) from None

@@ -16,8 +16,12 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
+from dnapretrain.parallel.signals import STOP_SIGNALS
+
 GRACE_SECONDS = 10.0
 """Time that the other ranks get to end by themselves after one failed."""
+LOST_RANK = b"error: the connection to another rank was lost"
+"""How LostRankError begins on stderr."""
 
 
 def is_launched() -> bool:
@@ -50,13 +54,19 @@ def launch_local(arguments: Sequence[str], ranks: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         environments = _environments(ranks)
         command = [sys.executable, "-m", "dnapretrain", *arguments]
-        processes += [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
-        seen: set[bytes] = set()
-        relays = [Thread(target=_relay, args=(process.stderr, seen), daemon=True) for process in processes]
+        # A rank that will watch for signals takes those that come while it starts when it does.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if arguments[:1] == ["pretrain"] else ())
+        try:
+            processes += [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        told: set[bytes] = set()
+        held: list[bytes] = []
+        relays = [Thread(target=_relay, args=(process.stderr, told, held), daemon=True) for process in processes]
         for relay in relays:
             relay.start()
         rank, code = _wait(processes)
@@ -65,6 +75,8 @@ def launch_local(arguments: Sequence[str], ranks: int) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if code >= 0 and not told:
+        sys.stderr.buffer.writelines(held[:1])
     if code < 0 and -code not in passed_on:
         name = signal.Signals(-code).name
         sys.stderr.write(
@@ -84,13 +96,16 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def _relay(stream: IO[bytes] | None, seen: set[bytes]) -> None:
-    """Pass a rank's stderr on; how a run ended is said once, not by each rank."""
+def _relay(stream: IO[bytes] | None, told: set[bytes], held: list[bytes]) -> None:
+    """Pass a rank's stderr on; how a run ended is said once, not by each rank. A lost peer is held back: that one knows more."""
     for line in stream or ():
+        if line.startswith(LOST_RANK):
+            held.append(line)
+            continue
         if line.startswith((b"error: ", b"stopped ")):
-            if line in seen:
+            if line in told:
                 continue
-            seen.add(line)
+            told.add(line)
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
 

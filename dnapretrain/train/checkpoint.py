@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, checked when read.
+"""What a checkpoint of a run holds, and how it is read: checked before it is used. `saver` writes them.
 
 `<run_dir>/checkpoints/step_00000100/` holds `weights/` (Megatron-core's torch_dist format, readable under
 any layout), `run.yaml`, `tokenizer.json` and, written last, `state.json` with the sample position, the data
@@ -7,32 +7,21 @@ digest and the digest of every file. `<run_dir>/checkpoints/latest` names the ne
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import shutil
-import sys
-import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from dnapretrain import __version__
 from dnapretrain.config import RunConfig
-from dnapretrain.config_file import dump_config
-from dnapretrain.convert.native import FORMAT_VERSION, WEIGHTS_DIR, WeightsReader, file_digest, read_config, read_state, read_tokenizer
-from dnapretrain.data.shards.writer import sync_folder
+from dnapretrain.convert.native import WEIGHTS_DIR, WeightsReader, file_digest, read_config, read_state, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
-from dnapretrain.errors import CheckpointError
-from dnapretrain.parallel.groups import main_rank_does, on_every_rank, problems_of_ranks
+from dnapretrain.errors import CheckpointError, DamagedCheckpointError
+from dnapretrain.parallel.groups import on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
 
@@ -62,66 +51,6 @@ class RunPosition:
     """Samples the learning-rate schedule has advanced by: those of steps that updated the weights."""
 
 
-def has_checkpoint(run_dir: Path) -> bool:
-    """True when the run folder names a finished checkpoint."""
-    return (run_dir / "checkpoints" / "latest").is_file()
-
-
-def save_checkpoint(
-    config: RunConfig,
-    platform: Platform,
-    chunks: list[Any],
-    optimizer: Any,
-    position: RunPosition,
-    tokenizer: dict[str, Any],
-    data_digest: str,
-) -> Path:
-    """Write a checkpoint with all ranks; return its folder. A save beyond checkpoint.timeout_seconds ends the process."""
-    parent = config.train.run_dir / "checkpoints"
-    final = parent / f"step_{position.step:08d}"
-    partial = parent / f".{final.name}.partial"
-
-    def prepare() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "weights").mkdir(parents=True)
-
-    with _ends_within(config.checkpoint.timeout_seconds, f"saving {final}"):
-        main_rank_does(prepare, CheckpointError, f"cannot write below {parent}")
-        if config.parallel.overlap_param_gather:  # updated weights wait for the next forward pass otherwise: the old ones would be saved
-            for chunk in chunks:
-                chunk.start_param_sync(force_sync=True)
-        # This save ends before the call returns, so its results need no process of their own to wait in: Megatron would
-        # start one, and leave it behind when the rank is killed.
-        filesystem_async._results_queue = queue.Queue()
-        with on_every_rank(CheckpointError, f"cannot save {final}"):
-            dist_checkpointing.save(
-                _sharded_state(chunks, optimizer, is_loading=False), str(partial / "weights"), content_metadata=dict(SHARDING)
-            )
-        files = _digest_files(partial / "weights", platform)
-
-        def finish() -> None:
-            (partial / "run.yaml").write_text(dump_config(config))
-            (partial / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))
-            state = {
-                "format": FORMAT_VERSION,
-                "dnapretrain": __version__,
-                **asdict(position),
-                "data_digest": data_digest,
-                "world_size": platform.world_size,
-                "files": files,
-            }
-            _write_synced(partial / "state.json", json.dumps(state, indent=1))
-            sync_folder(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _write_synced(parent / ".latest.partial", final.name + "\n")
-            (parent / ".latest.partial").replace(parent / "latest")
-            sync_folder(parent)
-
-        main_rank_does(finish, CheckpointError, f"cannot finish {final}")
-    return final
-
-
 def load_checkpoint(
     checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, data_digest_at: Callable[[int], str]
 ) -> RunPosition:
@@ -140,7 +69,7 @@ def load_checkpoint(
         )
     verify_files(checkpoint, state, platform)
     allocate_state(optimizer)
-    sharded = _sharded_state(chunks, optimizer, is_loading=True)
+    sharded = sharded_state(chunks, optimizer, is_loading=True)
     loaded = _load(sharded, checkpoint, strict=StrictHandling.RAISE_ALL)
     fill_chunks(chunks, loaded)
     adopt_loaded_state(optimizer, loaded["optimizer"])
@@ -182,7 +111,7 @@ def in_fp32(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 
 def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> dict[str, Any]:
-    with on_every_rank(CheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
+    with on_every_rank(DamagedCheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
         loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(checkpoint / "weights"), strict=strict)
     return loaded
 
@@ -197,7 +126,8 @@ def sharded_model(chunks: list[Any]) -> dict[str, Any]:
     return parts
 
 
-def _sharded_state(chunks: list[Any], optimizer: Any, is_loading: bool) -> dict[str, Any]:
+def sharded_state(chunks: list[Any], optimizer: Any, is_loading: bool) -> dict[str, Any]:
+    """All tensors of weights and optimizer under the names they are stored by, as Megatron-core saves and loads them."""
     model = sharded_model(chunks)
     return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(SHARDING))}
 
@@ -253,16 +183,6 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _digest_files(weights: Path, platform: Platform) -> dict[str, dict[str, Any]]:
-    """Size and XXH3-128 of each file, the work shared out over the ranks."""
-    names = sorted(path.name for path in weights.iterdir())
-    mine = {name: file_digest(weights / name) for name in names[platform.rank :: platform.world_size]}
-    gathered: list[Any] = [None] * platform.world_size
-    torch.distributed.all_gather_object(gathered, mine)
-    together = {name: entry for part in gathered for name, entry in part.items()}
-    return {name: together[name] for name in names}
-
-
 def verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:
     """Raise CheckpointError on every rank unless all files are as they were written; the work is shared out over the ranks."""
     weights, problem = checkpoint / "weights", ""
@@ -274,29 +194,4 @@ def verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) ->
         elif file_digest(path) != files[name]:
             problem = f"{path} is not as it was written (size or digest differs)"
     if problems := problems_of_ranks(problem):
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {problems[0]}. Use the one before it, or a copy.")
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _ends_within(seconds: float, what: str) -> Iterator[None]:
-    """End the process with an error if the body takes longer: Megatron's writer processes may die and leave it waiting for ever."""
-
-    def give_up() -> None:
-        sys.stderr.write(f"error: {what} took longer than checkpoint.timeout_seconds = {seconds:g}. Is the disk full or hanging?\n")
-        sys.stderr.flush()
-        os._exit(3)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        raise DamagedCheckpointError(f"checkpoint {checkpoint} is damaged: {problems[0]}. Use the one before it, or a copy.")

@@ -59,15 +59,25 @@ class RunLog:
         self.is_main = is_main
         self.unit = "bits/masked base" if is_masked else "bits/base"
         self.path = run_dir / "log.jsonl"
+        self._pending = b""
+        self._failing = False
         if is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a")
+            self._file = self.path.open("ab", buffering=0)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one record; it is in the file when this returns."""
-        if self.is_main:
-            self._file.write(json.dumps({"kind": kind, **fields}) + "\n")
-            self._file.flush()
+        """Append one record; it is in the file when this returns, or, while the disk is full, after a later record."""
+        if not self.is_main:
+            return
+        self._pending += (json.dumps({"kind": kind, **fields}) + "\n").encode()
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self.say(f"WARNING: {self.path} cannot be written: {error.strerror}. Its records wait in memory.")
+            self._failing = True
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -100,7 +110,9 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Flush to disk and close."""
+        """Flush to disk and close. Raises OSError where records could not be written to the end."""
         if self.is_main:
+            if self._pending:
+                self._file.write(self._pending)
             os.fsync(self._file.fileno())
             self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +17,68 @@ from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
-from dnapretrain.errors import CheckpointError, ConfigError
+from dnapretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
-from dnapretrain.model.counts import FLOPS_FORMULA
+from dnapretrain.model.counts import FLOPS_FORMULA, stored_parameters
 from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel import platform as platforms
-from dnapretrain.parallel.groups import main_rank_does, start_groups, stop_groups
+from dnapretrain.parallel.groups import main_rank_does, one_error_for_a_lost_rank, problems_of_ranks, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
-from dnapretrain.train.checkpoint import RunPosition, has_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from dnapretrain.parallel.signals import StopSignals
+from dnapretrain.train.checkpoint import RunPosition, load_checkpoint, load_weights
 from dnapretrain.train.continued import start_from
 from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
+from dnapretrain.train.retention import resumable
+from dnapretrain.train.run_lock import RunLock
+from dnapretrain.train.saver import CheckpointSaver
+from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.trainer import Trainer
 
 
-def pretrain(config: RunConfig) -> Trainer:
-    """Train on the ranks this process was launched among; resumes when the run folder has a checkpoint."""
+def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
+    """Train on the ranks this process was launched among; resumes when the run folder has a checkpoint.
+
+    `signals`, watched by the caller, stop the run after a step with a checkpoint: then `stop.reason` of the trainer says so.
+    """
+    started = time.monotonic()
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
     data = open_data(config)
-    start_groups(platform, config.parallel, config.train.seed)
+    lock = RunLock(config.train.run_dir)
     try:
-        trainer = build_trainer(config, platform, data)
-        trainer.fit()
-        trainer.log.close()
+        with one_error_for_a_lost_rank():
+            start_groups(platform, config.parallel, config.train.seed)
+            remark = _take(lock, platform)
+            trainer = build_trainer(config, platform, data, signals, started, remark)
+            try:
+                trainer.fit()
+                trainer.log.close()
+            finally:
+                trainer.saver.stop()
     finally:
+        lock.release()
         stop_groups()
     return trainer
 
 
-def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Trainer:
-    """The trainer of this rank, resumed or begun, with everything it will use logged once. Process groups must be up."""
+def build_trainer(
+    config: RunConfig,
+    platform: Platform,
+    data: RunData,
+    signals: StopSignals | None = None,
+    started: float | None = None,
+    remark: str = "",
+) -> Trainer:
+    """The trainer of this rank, resumed or begun, with everything it will use logged once. Process groups must be up.
+
+    `started`, on time.monotonic's clock, is where train.exit_duration counts from; `remark` is said at the start.
+    """
     run_dir = config.train.run_dir
-    resume_from = find_checkpoint(run_dir) if has_checkpoint(run_dir) else None
-    if resume_from and not config.checkpoint.resume:
+    candidates = resumable(run_dir)
+    if candidates and not config.checkpoint.resume:
         raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
 
     chunks = build_chunks(config, data.tokenizer, platform)
@@ -59,21 +86,24 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
     optimizer = build_optimizer(config, wrapped)
     schedule = build_schedule(config, optimizer)
     started_from = []
-    if resume_from is None and config.checkpoint.load:
+    if not candidates and config.checkpoint.load:
         started_from = start_from(find_checkpoint(config.checkpoint.load), config, data.tokenizer, platform, wrapped, optimizer)
 
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
-    position = RunPosition()
-    if resume_from:
-        position = load_checkpoint(resume_from, config, platform, wrapped, optimizer, data.train.digest_at)
+    position, resume_from, remarks = RunPosition(), None, [remark] if remark else []
+    for checkpoint in candidates:
+        try:
+            position, resume_from = load_checkpoint(checkpoint, config, platform, wrapped, optimizer, data.train.digest_at), checkpoint
+            break
+        except DamagedCheckpointError as damage:
+            if checkpoint == candidates[-1]:
+                raise
+            remarks.append(f"WARNING: {damage} The one before it is tried.")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked)
-
-    def save(position: RunPosition) -> None:
-        digest = data.train.digest_at(position.consumed_samples)
-        path = save_checkpoint(config, platform, wrapped, optimizer, position, data.tokenizer.to_dict(), digest)
-        log.write("checkpoint", step=position.step, path=str(path))
-        log.say(f"saved {path}")
+    best_set = "valid" if "valid" in data.held_out else next(iter(data.held_out), "")
+    saver = CheckpointSaver(config, platform, wrapped, optimizer, data.tokenizer.to_dict(), data.train.digest_at, log, best_set, position)
+    saver.check_target(stored_parameters(config, data.tokenizer.vocab_size, data.tokenizer.pad_id))
 
     trainer = Trainer(
         config=config,
@@ -87,10 +117,13 @@ def build_trainer(config: RunConfig, platform: Platform, data: RunData) -> Train
         bases_per_token=data.tokenizer.bases_per_token,
         peak_tflops=peak_of_rank(config.log, platform.name)[0],
         log=log,
-        save=save,
+        saver=saver,
+        stop=StopRequest(config.train, platform.is_main, signals or StopSignals(), time.monotonic() if started is None else started),
         position=position,
     )
-    _log_start(trainer, config, platform, data, resume_from, started_from)
+    if trainer.stop.forget_old_file():
+        remarks.append(f"an old file {trainer.stop.file} was removed: it would have stopped this start at once")
+    _log_start(trainer, config, platform, data, resume_from, started_from, remarks)
     return trainer
 
 
@@ -167,13 +200,34 @@ def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlac
     )
 
 
+def _take(lock: RunLock, platform: Platform) -> str:
+    """Take the run folder's lock on the main rank; every rank raises ConfigError if another run has it."""
+    remark, problem = "", ""
+    if platform.is_main:
+        try:
+            remark = lock.take()
+        except ConfigError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot write to train.run_dir = {lock.path.parent}: {error}. Check the path, its permissions and the free space."
+    if problems := problems_of_ranks(problem):
+        raise ConfigError(problems[0])
+    return remark
+
+
 def _save_config(config: RunConfig) -> None:
     config.train.run_dir.mkdir(parents=True, exist_ok=True)
     (config.train.run_dir / "run.yaml").write_text(dump_config(config))
 
 
 def _log_start(
-    trainer: Trainer, config: RunConfig, platform: Platform, data: RunData, resume_from: Path | None, started_from: list[str]
+    trainer: Trainer,
+    config: RunConfig,
+    platform: Platform,
+    data: RunData,
+    resume_from: Path | None,
+    started_from: list[str],
+    remarks: list[str],
 ) -> None:
     paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
     part = trainer.optimizer.chained_optimizers[0]
@@ -192,7 +246,10 @@ def _log_start(
         peak=peak_of_rank(config.log, platform.name)[1],
         resumed_from=str(resume_from) if resume_from else None,
         started_from=started_from,
+        remarks=remarks,
     )
+    for remark in remarks:
+        log.say(remark)
     for name, value in paths.items():
         log.say(f"{name:>14}: {value}")
     log.say(
@@ -211,6 +268,8 @@ def _log_start(
     log.say(f"{'data digest':>14}: {data.train.digest}")
     log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
     log.say(f"{'peak':>14}: {peak_of_rank(config.log, platform.name)[1]}")
+    if limits := trainer.stop.limits():
+        log.say(f"{'time':>14}: {limits}")
     log.say(
         f"{'start':>14}: "
         + (f"resumed from {resume_from}" if resume_from else f"new run{', ' if started_from else ''}{'; '.join(started_from)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,15 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import SampleStream
-from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
+from dnapretrain.evaluate.heldout import EvaluationStoppedError, HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.model.loss import NUM_TOTALS, forward_step
 from dnapretrain.parallel.groups import seed_dropout, sum_over_data_parallel
 from dnapretrain.train.checkpoint import RunPosition
 from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base
+from dnapretrain.train.saver import CheckpointSaver
+from dnapretrain.train.stopping import StopRequest
 
 
 @dataclass
@@ -42,7 +44,8 @@ class Trainer:
     peak_tflops: float | None
     """Of one rank, for MFU."""
     log: RunLog
-    save: Callable[[RunPosition], None]
+    saver: CheckpointSaver
+    stop: StopRequest
     position: RunPosition
 
     def __post_init__(self) -> None:
@@ -120,37 +123,64 @@ class Trainer:
         return step_batches(self.stream, self.place, consumed, count)
 
     def fit(self) -> None:
-        """Train to `train.train_steps` (or `train.stop_at_step`), logging, evaluating and saving on the way."""
-        train, checkpoint, log = self.config.train, self.config.checkpoint, self.config.log
+        """Train to `train.train_steps` (or `train.stop_at_step`, or until asked to stop), logging, evaluating and saving on the way."""
+        train, log = self.config.train, self.config.log
         last_step = min(train.train_steps, train.stop_at_step or train.train_steps)
         if self.position.step >= last_step:
-            self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")
-        while self.position.step < last_step:
+            self._nothing_to_do(last_step)
+        while self.position.step < last_step and not self.stop.agreed():
             report = self.train_step(self.next_batches())
             step = report.step
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
             self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps)
-            if (checkpoint.save_interval and step % checkpoint.save_interval == 0) or step == last_step:
-                self.save(self.position)
+            self.saver.advance()
+            if self.saver.due(step) or step == last_step:
+                self.saver.begin(self.position)
             if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
                 self.evaluate()
+        self.saver.save(self.position)
         bases, samples = self.stream.cut()
         if bases:  # only where tokens stand for different numbers of bases
             self.log.write("cut", step=self.position.step, bases=bases, samples=samples)
             self.log.say(f"{bases:,} bases of {samples:,} samples on this rank did not fit their tokens (lower tokenizer.k or data.stride)")
+        if self.stop.reason:
+            self.log.write("stop", step=self.position.step, reason=self.stop.reason)
+            self.log.say(f"stopped after step {self.position.step} by {self.stop.reason}; the same command goes on from there")
+
+    def save(self, position: RunPosition) -> None:
+        """Save this state and wait for it."""
+        self.saver.save(position)
 
     def evaluate(self) -> dict[str, HeldOutLoss]:
-        """Loss on every held-out set, logged: on train.eval_samples of each on the way, on all at the end."""
-        train = self.config.train
-        max_samples = None if self.position.step == train.train_steps else train.eval_samples
-        results = {}
+        """Loss on every held-out set, logged: on train.eval_samples of each on the way, on all at the end; fewer sets if stopped."""
+        train, step = self.config.train, self.position.step
+        max_samples = None if step == train.train_steps else train.eval_samples
+        results: dict[str, HeldOutLoss] = {}
         for name, stream in self.held_out.items():
             started = time.perf_counter()
-            result = held_out_loss(self.chunks, stream, self.place, self.config.data.sequence_length, train.loss, max_samples)
+            try:
+                result = held_out_loss(
+                    self.chunks,
+                    stream,
+                    self.place,
+                    self.config.data.sequence_length,
+                    train.loss,
+                    max_samples,
+                    should_stop=lambda: bool(self.stop.agreed()),
+                )
+            except EvaluationStoppedError:
+                self.log.say(f"evaluation at step {step} broken off")
+                break
             seconds = time.perf_counter() - started
             results[name] = result
-            self.log.evaluation(name, self.position.step, self.position.consumed_tokens, result.__dict__, seconds)
+            self.saver.note_loss(name, step, result.loss)
+            self.log.evaluation(name, step, self.position.consumed_tokens, result.__dict__, seconds)
         return results
+
+    def _nothing_to_do(self, last_step: int) -> None:
+        self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")
+        if self.position.step == self.config.train.train_steps and self.held_out and not self.saver.was_evaluated(self.position.step):
+            self.evaluate()  # a stop has broken off the one at the end
 
     def _clip(self, grad_norm: float) -> None:
         if self.config.optim.clip_grad > 0:

@@ -1,0 +1,72 @@
+"""Signals that ask a run to stop: the first asks for one checkpoint and a clean end, a second one means now.
+
+Signals are seen by a thread of their own, so that a second one ends the process even where the main thread
+waits in a collective or in a system call that does not return.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+EXIT_STOPPED = 75
+"""Exit code of a run that was asked to stop, saved and can go on (EX_TEMPFAIL of sysexits.h: try again)."""
+SAME_SECONDS = 1.0
+"""Signals this close to the first are the same request: a terminal and a launcher, or two launchers, each deliver it."""
+
+
+class StopSignals:
+    """Watches STOP_SIGNALS from `with` to its end; `received` is the first one, 0 while there was none."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._first_at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python lets only the main thread handle signals: whoever runs us in another one stops us otherwise
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, lambda *_: None)
+            signal.siginterrupt(number, False)  # a system call of a library that is interrupted goes on
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the launcher holds them back until here
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._previous:
+            return
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._write.close()  # ends the thread
+        self._thread.join()
+        self._read.close()
+        self._previous = {}
+
+    def _watch(self) -> None:
+        while data := self._read.recv(64):
+            for number in data:
+                if number in STOP_SIGNALS:
+                    self._receive(number)
+
+    def _receive(self, number: int) -> None:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._first_at = number, now
+        elif now - self._first_at > SAME_SECONDS:
+            text = (
+                f"stopped at once by {signal.Signals(number).name}, the second signal: what was trained since the last checkpoint is lost\n"
+            )
+            os.write(2, text.encode())
+            os._exit(128 + number)
