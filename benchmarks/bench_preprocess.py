@@ -31,6 +31,7 @@ import xxhash
 LINE = 60
 CONTIGS = 20
 PREPROCESS = [sys.executable, "-m", "dnapretrain", "preprocess"]
+SMALL_FILES, SMALL_BASES = 1_500, 60_000
 MEGATRON_BASES = 4_000_000
 """The slow rivals get a part of the file: they are linear in it."""
 
@@ -218,29 +219,49 @@ class Bench:
             print(f"Megatron's way, {what}: {theirs:.2f} Mbases per CPU-second, ours {ours:,.0f}: {ours / theirs:,.0f} times that")
 
     def part_workers(self) -> None:
-        """Wall seconds of one and of two workers, on four files and on one file of BGZF."""
+        """Wall seconds of one and of two workers, on four files, on many small ones and on one file of BGZF; and of two processes."""
         parts = []
         for number in range(4):
             parts.append(self.folder / f"part{number}.fa.gz")
             write_fasta(self.folder / "part.fa", self.num_bases // 4)
             with (self.folder / "part.fa").open("rb") as source, gzip.open(parts[-1], "wb", compresslevel=6) as out:
                 shutil.copyfileobj(source, out, 1 << 20)
+        write_fasta(self.folder / "small.fa", SMALL_BASES, 1)
+        packed = gzip.compress((self.folder / "small.fa").read_bytes(), 6)
+        small = self.folder / "small"
+        small.mkdir()
+        for number in range(SMALL_FILES):
+            (small / f"s{number}.fa.gz").write_bytes(packed)
         write_bgzf(self.plain, self.folder / "one.fa.bgz")
-        for what, inputs in (("four gzip files", parts), ("one BGZF file", [self.folder / "one.fa.bgz"])):
-            found = medians(
-                in_turns(
-                    {
-                        "start-up": lambda: self.ours([self.folder / "start.fa"])[1],
-                        **{
-                            f"{what}, {count} worker(s)": lambda inputs=inputs, count=count: self.ours(inputs, "--workers", str(count))[1]
-                            for count in (1, 2)
-                        },
-                    },
-                    self.rounds,
-                )
-            )
-            start, one, two = found.values()
+        for what, inputs in (
+            ("four gzip files", parts),
+            (f"{SMALL_FILES:,} gzip files of {SMALL_BASES:,} bases", [small]),
+            ("one BGZF file", [self.folder / "one.fa.bgz"]),
+        ):
+            paths = {
+                f"{what}, {count} worker(s)": lambda inputs=inputs, count=count: self.ours(inputs, "--workers", str(count))[1]
+                for count in (1, 2)
+            }
+            if inputs is parts:
+                paths["two processes of one worker, two files each"] = lambda: self.two_processes(parts)
+            found = medians(in_turns({"start-up": lambda: self.ours([self.folder / "start.fa"])[1], **paths}, self.rounds))
+            start, one, two, *processes = found.values()
             print(f"{what}: two workers are {(one - start) / (two - start):.2f} times as fast as one")
+            for alone in processes:
+                print(f"{what}: two processes, which share nothing but the machine, {(one - start) / (alone - start):.2f} times")
+
+    def two_processes(self, parts: list[Path]) -> float:
+        """Wall seconds until both are done."""
+        start = time.perf_counter()
+        running = [
+            subprocess.Popen(
+                [*PREPROCESS, *map(str, half), "--output", str(self.folder / f"half{number}"), "--overwrite"], stdout=subprocess.DEVNULL
+            )
+            for number, half in enumerate((parts[:2], parts[2:]))
+        ]
+        if any(process.wait() for process in running):
+            raise SystemExit("preprocess failed")
+        return time.perf_counter() - start
 
     def part_memory(self) -> None:
         """Peak memory with one contig of 2 Gbases, and with ten million contigs."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -402,6 +402,7 @@ def test_dump_and_load_give_an_equal_tree(tmp_path: Path) -> None:
     assert load_config(tmp_path / "dump.yaml") == config
 
 
+@settings(deadline=None)
 @given(
     lr=st.floats(1e-300, 1e300, allow_nan=False),
     steps=st.integers(1, 2**63),

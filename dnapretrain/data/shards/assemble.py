@@ -19,7 +19,7 @@ from dnapretrain.data.shards.writer import Staging, read_stretch
 from dnapretrain.errors import DataError
 
 Say = Callable[[str], None]
-PART_MEMORY = 1 << 26
+PART_MEMORY = 1 << 24
 """Bytes, of all inputs together that are scanned before their turn; what is more goes to files."""
 SYNC_SECONDS = 10.0
 """Finished pieces are put on disk at most so often."""
