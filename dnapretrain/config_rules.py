@@ -257,9 +257,20 @@ def _check_split(split: SplitConfig) -> None:
     if (split.clusters is not None) != (split.by == "cluster"):
         way = "Give a file that dnapretrain cluster wrote" if split.by == "cluster" else "Set data.split.by=cluster, or remove it"
         raise ConfigError(f"data.split.clusters = {split.clusters} but data.split.by is '{split.by}'. {way}.")
+    of_share = {"valid_fraction": "0", "test_fraction": "0"}
+    cleared = {
+        "contig": {"valid_contigs": "[]", "test_contigs": "[]"},
+        "bed": {"valid_bed": "null", "test_bed": "null"},
+        "block": of_share,
+        "cluster": of_share,
+    }
     for rule, is_given in given.items():
         if is_given and split.by != rule:
-            raise ConfigError(f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. Set data.split.by={rule}.")
+            keys = [f"data.split.{key}={empty}" for key, empty in cleared[rule].items() if getattr(split, key)]
+            raise ConfigError(
+                f"data.split has settings for rule '{rule}' but data.split.by is '{split.by}'. "
+                f"Set data.split.by={rule}, or {' '.join(keys)}."
+            )
     if split.by != "none" and not given[split.by]:
         needs = {"contig": "valid_contigs", "bed": "valid_bed", "block": "valid_fraction", "cluster": "valid_fraction"}[split.by]
         raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")

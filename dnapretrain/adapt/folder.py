@@ -22,6 +22,11 @@ def is_hf_folder(model: str | Path) -> bool:
     return (Path(model) / "config.json").is_file()
 
 
+def is_native(model: str | Path) -> bool:
+    """True where a run or a checkpoint of ours lies there."""
+    return any((Path(model) / name).is_dir() for name in (WEIGHTS_DIR, CHECKPOINTS_DIR))
+
+
 @contextmanager
 def as_hf_folder(model: str | Path, say: Callable[[str], None] | None = None) -> Iterator[Path]:
     """The folder itself, or a temporary export of a run or checkpoint, which lasts as long as the context and is said in one line.
@@ -32,7 +37,7 @@ def as_hf_folder(model: str | Path, say: Callable[[str], None] | None = None) ->
     if is_hf_folder(model):
         yield model
         return
-    if not any((model / name).is_dir() for name in (WEIGHTS_DIR, CHECKPOINTS_DIR)):
+    if not is_native(model):
         raise ConfigError(
             f"{model} is no model: no Hugging Face folder (no config.json), no run ({CHECKPOINTS_DIR}/) and no checkpoint ({WEIGHTS_DIR}/)."
         )

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnapretrain.adapt.folder import as_hf_folder, check_device, is_encoder, load_model
+from dnapretrain.adapt.folder import as_hf_folder, check_device, is_encoder, is_hf_folder, is_native, load_model
 from dnapretrain.adapt.prompts import EncodedPrompt, Prompt, encode_prompt, make_prompts
 from dnapretrain.convert.families import family_of_folder
 from dnapretrain.convert.folders import read_hf_config, tokenizer_of
+from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
@@ -78,6 +79,7 @@ def generate(
     _check_settings(sampling, num_bases, num_samples, batch_size, device)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     known = make_prompts(texts) if texts else [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    _check_decoder(Path(model))
     with as_hf_folder(model) as directory:
         generator = Generator(directory, device)
         return generator.continue_all(known, num_bases, sampling, num_samples, batch_size)
@@ -88,11 +90,6 @@ class Generator:
 
     def __init__(self, directory: Path, device: str = "cpu") -> None:
         hf_config = read_hf_config(directory)
-        if is_encoder(directory):
-            raise ConfigError(
-                f"{directory} holds an encoder ({next(iter(hf_config.get('architectures') or ['a masked language model']))}), which reads "
-                "both sides and continues nothing. Give a decoder."
-            )
         self.tokenizer: Tokenizer = tokenizer_of(directory, family_of_folder(hf_config), hf_config)[0]
         self.context: int = hf_config["max_position_embeddings"]
         """Tokens."""
@@ -162,7 +159,8 @@ class Generator:
             logits_BW = output.logits[:, -1, words].double().cpu().masked_fill(~allowed_BW, -torch.inf)
             chosen_B = choose(logits_BW, np.array([row.random.random() for row in rows]), sampling)
             for row, word in zip(rows, chosen_B.tolist(), strict=True):
-                row.add(self._words[word])
+                if len(row.generated) < num_bases:  # others of the batch are not done yet
+                    row.add(self._words[word])
             inputs_BS = chosen_B[:, None] + self._first_word
             seen_BS = torch.cat([seen_BS, torch.ones_like(inputs_BS)], dim=1)
             allowed_BW = torch.ones_like(allowed_BW)
@@ -196,6 +194,16 @@ class _Row:
         """One more token; the first one repeats the bases that were healed."""
         self.generated += word[len(self.read.healed) :] if not self.tokens else word
         self.tokens += 1
+
+
+def _check_decoder(model: Path) -> None:
+    """Raise ConfigError for an encoder, before anything is exported."""
+    if is_hf_folder(model):
+        if is_encoder(model):
+            architecture = next(iter(read_hf_config(model).get("architectures") or ["a masked language model"]))
+            raise ConfigError(f"{model} holds an encoder ({architecture}), which reads both sides and continues nothing. Give a decoder.")
+    elif is_native(model) and read_config(find_checkpoint(model)).is_masked:
+        raise ConfigError(f"{model} holds an encoder, which reads both sides and continues nothing. Give a decoder.")
 
 
 def choose(logits_BW: Tensor, uniforms_B: np.ndarray, sampling: Sampling) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnapretrain.errors import ConfigError
+from dnapretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dnapretrain.config import RunConfig
@@ -63,6 +64,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
     if arguments.dry_run:
         print(dump_config(config), end="")
+        _look_at_data(config)
         return 0
     ranks = check_before_launch(config, arguments.ranks)
     if ranks > 1:
@@ -71,6 +73,16 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         from dnapretrain.train.run import pretrain
 
         return EXIT_STOPPED if pretrain(config, signals).stop.reason else 0
+
+
+def _look_at_data(config: RunConfig) -> None:
+    """Say what a run would stop at; the data may yet be made, so it is no error here."""
+    from dnapretrain.data.sampling.run_data import open_data
+
+    try:
+        open_data(config)
+    except (ConfigError, DataError) as error:
+        sys.stderr.write(f"note: a run would stop here: {error}\n")
 
 
 def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:

@@ -31,7 +31,7 @@ CARD = """---
 |---|---|
 | architecture | {layers} layers, hidden {hidden}, {heads} heads ({groups} key/value), feed-forward {ffn} |
 | tokenizer | {tokenizer} |
-| context | {context:,} tokens = {context_bases:,} bases |
+| context | {context} |
 | step | {step} |
 | training samples seen | {samples} |
 | training tokens seen | {tokens} |
@@ -149,10 +149,9 @@ def model_card(config: RunConfig, tokenizer: Tokenizer, family: Family, facts: C
         groups=model.query_groups,
         ffn=model.ffn_hidden_size,
         tokenizer=_tokenizer(tokenizer),
-        context=config.max_positions,
-        context_bases=config.max_positions * tokenizer.bases_per_token,
+        context=_context(config, tokenizer),
         tokens=_count(report["consumed_tokens"]),
-        bases=_count(facts.record.consumed_bases) + (f" (tokens x {tokenizer.k})" if tokenizer.k > 1 and facts.record.history else ""),
+        bases=_bases(facts.record, tokenizer),
         step=_count(report["step"]),
         samples=_count(report["consumed_samples"]),
         sources=sources,
@@ -204,6 +203,23 @@ def _tokenizer(tokenizer: Tokenizer) -> str:
     return f"{reads}, {tokenizer.vocab_size} tokens{published}"
 
 
+def _context(config: RunConfig, tokenizer: Tokenizer) -> str:
+    special = config.tokenizer.add_bos + config.tokenizer.add_eos
+    tokens = f"{config.max_positions:,} tokens"
+    if tokenizer.kind == "bpe":
+        return tokens
+    around = f", {special} of them special," if special else ""
+    return f"{tokens}{around} = {(config.max_positions - special) * tokenizer.bases_per_token:,} bases"
+
+
+def _bases(record: RunRecord, tokenizer: Tokenizer) -> str:
+    if not record.history or record.consumed_bases is None:
+        return "not recorded"
+    if tokenizer.kind == "bpe":
+        return f"about {record.consumed_bases:,} (tokens x {tokenizer.k}, a setting; special tokens counted as others)"
+    return f"at most {record.consumed_bases:,} (tokens x {tokenizer.k}, special tokens and single letters counted as others)"
+
+
 def _weights(report: dict[str, Any]) -> str:
     main, plain = report["from_main_weights"], report["from_model_weights"]
     return (
@@ -222,9 +238,11 @@ def _adapters(layers: AdapterLayers) -> str:
         "With [peft](https://github.com/huggingface/peft), name the layers:",
         "",
         "```python",
-        f"LoraConfig(target_modules={list(layers.lora)})",
-        f"IA3Config(target_modules={list(layers.ia3)}, feedforward_modules={list(layers.ia3_feedforward)})",
+        f'LoraConfig(task_type="SEQ_CLS", target_modules={list(layers.lora)})',
+        f'IA3Config(task_type="SEQ_CLS", target_modules={list(layers.ia3)}, feedforward_modules={list(layers.ia3_feedforward)})',
         "```",
+        "",
+        '`task_type`: "SEQ_CLS" or "TOKEN_CLS" for classifiers, whose new head is then trained and saved; none for the model itself.',
     ]
     if layers.new_in_classifiers:
         lines += [

@@ -75,17 +75,23 @@ def recipe_section(config: RunConfig, record: RunRecord, state: dict[str, Any]) 
         "batch": f"{train.global_batch_size} samples{ramp}",
         "optimizer": f"AdamW, betas {optim.adam_beta1:g} and {optim.adam_beta2:g}, weight decay {optim.weight_decay:g}, gradients clipped "
         f"at {optim.clip_grad:g}",
-        "learning rate": f"{optim.lr:g} to {optim.min_lr:g}, {optim.lr_decay_style}, {optim.lr_warmup_steps:,} warm-up steps",
+        "learning rate": f"{optim.lr:g} to {optim.min_lr:g}, {optim.lr_decay_style}, {optim.lr_warmup_steps:,} warm-up steps "
+        f"from {optim.lr_warmup_init:g}",
         "steps": f"{state['step']:,} of {train.train_steps:,} planned",
         "precision": train.precision,
         "layout": f"{state.get('world_size', 'not recorded')} rank(s): tensor {parallel.tensor_model_parallel_size} x pipeline "
-        f"{parallel.pipeline_model_parallel_size} x data",
+        f"{parallel.pipeline_model_parallel_size} x data {_data_parallel(config, state)}",
         "hardware, software": "; ".join([*([paths["device"]] if "device" in paths else []), *software]) or "not recorded",
         "seeds": f"data {data.seed}, model {train.seed}",
     }
     if config.checkpoint.load:
         rows["began from"] = f"weights of `{config.checkpoint.load.name}`"
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def _data_parallel(config: RunConfig, state: dict[str, Any]) -> str:
+    ranks = state.get("world_size")
+    return str(ranks // config.parallel.model_parallel_size) if ranks else "not recorded"
 
 
 def held_out_section(config: RunConfig, record: RunRecord) -> str:

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,20 @@ def _read_best(reader: WeightsReader, keys: dict[str, str], name: str) -> Tensor
 
 
 def followed(tensors: Iterable[NamedTensor], sizes: Sequence[int], on_progress: OnProgress | None) -> Iterator[NamedTensor]:
-    """The tensors; progress is told as each is taken, `sizes` bytes long."""
+    """The tensors; progress is told as each is taken, `sizes` bytes long, and on stderr how many hold NaN or infinity."""
     done, total = 0, sum(sizes)
-    for named, size in zip(tensors, sizes, strict=True):
+    odd: list[str] = []
+    for (name, tensor), size in zip(tensors, sizes, strict=True):
         done += size
         if on_progress:
             on_progress(done, total)
-        yield named
+        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
+            odd.append(name)
+        yield name, tensor
+    if odd:
+        sys.stderr.write(
+            f"warning: {len(odd)} tensor(s) hold values that are not finite, the first {odd[0]}: this model predicts nothing\n"
+        )
 
 
 def _unread_tensors(

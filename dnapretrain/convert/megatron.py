@@ -95,6 +95,8 @@ def find_iteration(path: Path) -> Path:
         return path
     tracker = next((path / name for name in TRACKER_FILES if (path / name).is_file()), None)
     if tracker is None:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder. Give the folder of an iteration, such as iter_0001000.")
         raise CheckpointError(
             f"{path} holds neither a torch_dist checkpoint (.metadata) nor {TRACKER_FILES[0]}. Give the folder of an iteration, such as "
             "iter_0001000; other formats (torch, fsdp_dtensor) must be saved as torch_dist by Megatron first."

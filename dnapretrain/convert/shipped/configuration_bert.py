@@ -31,9 +31,10 @@ class BertConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         layer_norm_eps: float = 1e-12,
         position_embedding_type: str = "absolute",
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
         if hidden_act != "gelu":
             raise ValueError(f"hidden_act = {hidden_act!r}: this class has 'gelu' only")
         if hidden_size % num_attention_heads:
