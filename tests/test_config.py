@@ -321,7 +321,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"data__split__by": "contig", "data__split__valid_contigs": ["a"], "data__split__test_bed": "a.bed"},
-        "data.split has settings for rule 'bed' but data.split.by is 'contig'. Set data.split.by=bed, or data.split.valid_bed=null.",
+        "data.split has settings for rule 'bed' but data.split.by is 'contig'. Set data.split.by=bed, or data.split.test_bed=null.",
     ),
     (
         {"data__split__by": "block", "data__split__valid_fraction": 0.5, "data__split__test_fraction": 0.5},

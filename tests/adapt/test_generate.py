@@ -100,7 +100,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, request):
     prompts = [LONGEST[:length] for length in (20, 1, 12, 7, 0)]
     for settings in ({"temperature": 0}, {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "num_samples": 3, "seed": 4}):
         found = [
-            [record.generated for record in generate(directory, prompts, num_bases=25, batch_size=size, **settings)]
+            [(record.generated, record.cut_bases) for record in generate(directory, prompts, num_bases=25, batch_size=size, **settings)]
             for size in (1, 2, 4, 100)
         ]
         assert found[0] == found[1] == found[2] == found[3]

@@ -91,7 +91,10 @@ def test_the_card_says_what_the_run_and_the_shards_say(run, tmp_path):
     assert row_with(curve, " 768 ")[3:] == [f"{(1.99 + 1.98 + 1.97) / 3:.4f}", "1.00e-03", "2.0700"]
     assert "1,792" not in card
     assert "| valid | 2.0400        | 1.9900   | 0.2500   |              600 |       6 |" in card
-    assert row_with(card, "training bases seen")[1] == "4,608 (tokens x 3)"
+    assert row_with(card, "training bases seen")[1] == "at most 4,608 (tokens x 3, special tokens and single letters counted as others)"
+    assert row_with(card, "layout")[1] == "2 rank(s): tensor 1 x pipeline 1 x data 2"
+    positions = run.max_positions
+    assert row_with(card, "context")[1] == f"{positions:,} tokens, 1 of them special, = {(positions - 1) * 3:,} bases"
     # The sources: the corpus entry of one, nothing but its manifest of the other.
     for prefix, first in ((run.data.train[0].prefix, "`coli`"), (run.data.train[1].prefix, "`yeast`")):
         manifest = json.loads(prefix.with_name(f"{prefix.name}.json").read_text())
@@ -172,7 +175,7 @@ def test_the_letters_in_the_limits_are_what_the_tokenizer_does(name, tmp_path):
     theirs = AutoTokenizer.from_pretrained(folder)
     ids = theirs(text, add_special_tokens=False)["input_ids"]
     assert theirs.convert_ids_to_tokens(ids) == re.findall(r"`([^`]+)`", read)
-    assert "LoraConfig(target_modules=[" in card
+    assert 'LoraConfig(task_type="SEQ_CLS", target_modules=[' in card
     assert ("modules_to_save=['pooler']" in card) == (name == "dnabert2")
 
 

@@ -145,7 +145,7 @@ def test_the_folder_has_tokenizer_config_and_card(tmp_path):
     content = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (content["vocab_size"], content["torch_dtype"], content["max_position_embeddings"]) == (tokenizer.vocab_size, "float32", 64)
     card = (tmp_path / "hf" / "README.md").read_text()
-    for fact in ("d1ge57", "1,234", "9,872", "`coli`", "64 tokens = 192 bases", "3-mers"):
+    for fact in ("d1ge57", "1,234", "9,872", "`coli`", "64 tokens, 1 of them special, = 189 bases", "3-mers"):
         assert fact in card
     assert read_state(tmp_path / "native")["data_digest"] == "d1ge57"
 
@@ -228,3 +228,16 @@ def test_hf_tensors_that_do_not_fit_are_named(exported, tmp_path, change):
     with pytest.raises(CheckpointError, match=name):
         from_hf(exported, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_values_that_are_not_finite_are_told(tmp_path, capsys):
+    config = small_config({"kind": "nucleotide"})
+    write_random(tmp_path / "native", config)
+    to_hf(tmp_path / "native", tmp_path / "hf")
+    assert "not finite" not in capsys.readouterr().err
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    for name, value in zip(sorted(tensors)[1:3], (float("nan"), float("inf")), strict=True):
+        tensors[name].view(-1)[3] = value
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    from_hf(tmp_path / "hf", tmp_path / "back")
+    assert "warning: 2 tensor(s) hold values that are not finite, the first " in capsys.readouterr().err
