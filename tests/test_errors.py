@@ -367,9 +367,9 @@ def other_vocabulary(folder: Path) -> None:
         (other_family, "convert from-hf hf new", ["config.json: model_type = 'mamba'", "llama (GENERator)"]),
         (other_vocabulary, "convert from-hf hf new", ["hf: vocab_size = 77"]),
         (no_weights, "convert from-hf hf new", ["hf", "safetensors"]),
-        (lambda folder: None, "generate run --num-bases 4", ["run holds no config.json", "convert to-hf"]),
+        (lambda folder: None, "generate good.fa --num-bases 4", ["good.fa is no model: no Hugging Face folder", "no run"]),
         (no_weights, "generate hf --num-bases 4", ["hf"]),
-        (lambda folder: None, "generate hf --num-bases 4 --prompt ACXG", ["prompt has 'X' at position 3", "Remove or replace"]),
+        (lambda folder: None, "generate hf --num-bases 4 --prompt ACXG", ["prompt1 has 'X' at position 3", "Remove or replace"]),
         (lambda folder: None, "generate hf --num-bases 99 --prompt ACGT", ["context of 32 tokens", "room for 27 new bases"]),
     ],
 )

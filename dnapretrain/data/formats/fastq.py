@@ -52,7 +52,10 @@ def _are_plain(lines: list[bytes]) -> bool:
     text = b"\n".join([*sequences, *qualities])
     if not text.isascii() or b" " in text or b"\t" in text:
         return False
-    return b"\r" not in text or all(a[-1:] == b[-1:] == b"\r" for a, b in zip(sequences, qualities, strict=True))
+    if b"\r" not in text:
+        return True
+    ends = all(a[-1:] == b[-1:] == b"\r" for a, b in zip(sequences, qualities, strict=True))
+    return ends and text.count(b"\r") == len(sequences) + len(qualities)  # none within a line
 
 
 def _plain(lines: list[bytes]) -> list[bytes]:

@@ -184,6 +184,7 @@ ERRORS = {
     "FASTQ without '+'": (b"@a\nACGT\n@b\nACGT\n+\nIIII\n", "line 3, record 'a': '@' where sequence or '+' should follow"),
     "FASTQ, fewer qualities": (b"@a\nACGT\n+\nIII\n@b\nACGT\n+\nIIII\n", "line 5, record 'a': 4 bases but at least 5 qualities"),
     "FASTQ, more qualities": (b"@a\nACGT\n+\nIIIII\n", "line 4, record 'a': 4 bases but at least 5 qualities"),
+    "FASTQ, CR within lines": (b"@a\r\nAC\rGT\r\n+\r\nIII\rI\r\n", "line 4, record 'a': 4 bases but at least 5 qualities"),
     "FASTQ, more lines": (b"@a\nACGT\n+\nIIII\nIIII\n", "line 5: a FASTQ record begins with '@', this line with b'I'"),
     "FASTQ, cut in qualities": (
         b"@a\nAC\n+\nII\n@b\nACGT\n+\nII",
