@@ -6,6 +6,7 @@ is found from the folder that `sbatch` is called in.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import textwrap
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnapretrain.config import RunConfig
 from dnapretrain.config_file import load_config
 from dnapretrain.errors import ConfigError
+from dnapretrain.model.counts import pipeline_ends
 from dnapretrain.parallel.gpus import gpu_by_kind
 from dnapretrain.plan import make_plan
 
@@ -101,7 +104,7 @@ def pretrain_script(source: str, overrides: Sequence[str], job: SlurmJob, file: 
             "before Slurm asks it to. Raise --margin, or lower train.slurm_margin."
         )
     name = re.sub(r"[^\w.-]", "-", Path(source).name.removesuffix(".yaml").removesuffix(".yml"))
-    command = [source, *overrides, *([] if own else layout_overrides(layout))]
+    command = [source, *overrides, *([] if own else layout_overrides(layout, config))]
     texts = {
         "HEAD": _head(name, plan, layout, job, _command(source, overrides, job)),
         "NODES": str(job.nodes),
@@ -131,17 +134,25 @@ def preprocess_script(tasks: int, job: SlurmJob, file: str = "") -> str:
     return _filled("preprocess.sbatch", PREPROCESS, job, file, texts)
 
 
-def layout_overrides(layout: dict[str, Any]) -> list[str]:
-    """The settings of a layout of the plan."""
-    return [
-        f"parallel.tp={layout['tp']}",
-        f"parallel.pp={layout['pp']}",
-        f"parallel.vpp={layout['vpp'] or 'null'}",
-        f"parallel.sequence_parallel={str(layout['sequence_parallel']).lower()}",
-        f"parallel.use_distributed_optimizer={str(layout['use_distributed_optimizer']).lower()}",
-        f"train.micro_batch_size={layout['micro_batch_size']}",
-        f"train.recompute={layout['recompute']}",
+def layout_overrides(layout: dict[str, Any], config: RunConfig) -> list[str]:
+    """The settings of a layout of the plan, which replace those of `config`."""
+    first, last = pipeline_ends(config.model.num_layers, layout["pp"]) or (None, None)
+    settings = {
+        "tensor_model_parallel_size": ("parallel.tp", layout["tp"]),
+        "pipeline_model_parallel_size": ("parallel.pp", layout["pp"]),
+        "virtual_pipeline_model_parallel_size": ("parallel.vpp", layout["vpp"]),
+        "num_layers_in_first_pipeline_stage": ("parallel.num_layers_in_first_pipeline_stage", first),
+        "num_layers_in_last_pipeline_stage": ("parallel.num_layers_in_last_pipeline_stage", last),
+        "sequence_parallel": ("parallel.sequence_parallel", layout["sequence_parallel"]),
+        "use_distributed_optimizer": ("parallel.use_distributed_optimizer", layout["use_distributed_optimizer"]),
+    }
+    # What is not set, and is not in the file either, needs no word.
+    overrides = [
+        f"{name}={json.dumps(value)}"
+        for key, (name, value) in settings.items()
+        if value is not None or getattr(config.parallel, key) is not None
     ]
+    return [*overrides, f"train.micro_batch_size={layout['micro_batch_size']}", f"train.recompute={layout['recompute']}"]
 
 
 def _best_layout(plan: dict[str, Any]) -> dict[str, Any]:

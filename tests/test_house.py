@@ -22,11 +22,7 @@ ROOMS = (
     ("convert",),
     ("train",),
     ("adapt",),
-<<<<<<< HEAD
-    ("plan", "verify", "verify_layouts", "doctor"),
-=======
-    ("plan", "slurm", "report", "verify", "verify_layouts", "doctor"),
->>>>>>> f976940 (dnapretrain slurm: batch scripts from the plan, one per published model, and a preprocessing array)
+    ("plan", "slurm", "verify", "verify_layouts", "doctor"),
     ("cli", "__main__"),
     ("tools",),
 )

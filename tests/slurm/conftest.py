@@ -68,7 +68,7 @@ class Cluster:
     def call(self, *command: str) -> str:
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True, timeout=60).stdout
 
-    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 150) -> Any:
+    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 240) -> Any:
         """The first true value of `condition`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

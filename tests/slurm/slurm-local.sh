@@ -55,7 +55,7 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=5,bf_interval=5,batch_sched_delay=0,sched_min_interval=0
 JobRequeue=1
-KillWait=10
+KillWait=30
 MinJobAge=3600
 InactiveLimit=0
 WaitTime=0
