@@ -5,14 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from slurm_support import STEPS, Cluster, write_script
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import STEPS, Cluster, write_script  # noqa: E402
 
 
 def finished_as_whole(cluster: Cluster, run: str, whole: dict[int, set[float]]) -> None:
