@@ -14,7 +14,8 @@ from dnapretrain.cli import main
 from dnapretrain.config_file import load_config, recipe_names
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError
-from dnapretrain.slurm import CONTAINERS, LAUNCHERS, SlurmJob, job_seconds, layout_overrides, preprocess_script, pretrain_script
+from dnapretrain.parallel.slurm_job import CONTAINERS, LAUNCHERS, SlurmJob, job_seconds
+from dnapretrain.slurm import layout_overrides, preprocess_script, pretrain_script
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "slurm"
 MODELS = [name for name in recipe_names() if not name.startswith("tiny-")]

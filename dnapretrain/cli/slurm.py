@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain.errors import ConfigError
+from dnapretrain.parallel.slurm_job import CONTAINERS, GO_ON, LAUNCHERS, PREPROCESS, SlurmJob
 
 
 def add_slurm(verbs: Any) -> None:
-    from dnapretrain.slurm import CONTAINERS, GO_ON, LAUNCHERS, PREPROCESS, SlurmJob
-
     verb = verbs.add_parser(
         "slurm",
         help="a batch script for a run, with the plan's layout; or for an array of preprocessing jobs",
@@ -59,14 +58,29 @@ def add_slurm(verbs: Any) -> None:
 
 
 def _slurm(arguments: argparse.Namespace) -> int:
-    from dnapretrain.slurm import PREPROCESS, SlurmJob, preprocess_script, pretrain_script
+    from dnapretrain.slurm import preprocess_script, pretrain_script
 
-    wanted, other = ("array", "nodes") if arguments.config == PREPROCESS else ("nodes", "array")
-    if getattr(arguments, wanted) is None or getattr(arguments, other) is not None:
+    array = arguments.config == PREPROCESS
+    if (arguments.array is None) == array or (arguments.nodes is None) != array:
+        wanted, other = ("array", "nodes") if array else ("nodes", "array")
         raise ConfigError(f"`dnapretrain slurm {arguments.config}` wants --{wanted} N, and no --{other}.")
-    fields = {name: value for name, value in vars(arguments).items() if name in SlurmJob.__dataclass_fields__ and value is not None}
-    job, file = SlurmJob(**fields), arguments.output.name if arguments.output else ""
-    if arguments.config == PREPROCESS:
+    job = SlurmJob(
+        nodes=1 if array else arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        gpu=arguments.gpu,
+        cpus_per_task=arguments.cpus_per_task,
+        time=arguments.time,
+        margin=arguments.margin,
+        partition=arguments.partition,
+        account=arguments.account,
+        exclude=arguments.exclude,
+        launcher=arguments.launcher,
+        container=arguments.container,
+        image=arguments.image,
+        go_on=arguments.go_on,
+    )
+    file = arguments.output.name if arguments.output else ""
+    if array:
         if arguments.overrides:
             raise ConfigError(
                 f"override '{arguments.overrides[0]}' is not for {PREPROCESS}: give its options to sbatch, after LIST and PREFIX."
