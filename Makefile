@@ -2,6 +2,7 @@
 # make test    set-up and the whole test suite, on CPU
 # make check   format, lint, types, and the C++ core with warnings as errors
 # make bench   speed of the parts, beside rivals measured in the same run
+# make test-slurm   runs on a real Slurm, started on this machine; as root on Debian or Ubuntu it installs Slurm first
 # make fuzz    the parsers of the C++ core under sanitizers (needs clang++), and the readers, with FUZZ_RUNS damaged inputs
 # make gpu-check   on a CUDA machine: GPU tests, Transformer Engine check, short training benchmark
 
@@ -14,7 +15,7 @@ ifneq ($(wildcard ../shared/data),)
 export DNAPRETRAIN_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test check bench fuzz gpu-check setup clean
+.PHONY: demo test test-slurm check bench fuzz gpu-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -34,7 +35,15 @@ demo: setup
 	$(BIN)/python examples/quickstart/run.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not slurm"
+
+SLURM_PACKAGES := slurm-wlm slurm-wlm-basic-plugins slurm-client munge
+
+test-slurm: setup
+	@set -e; if ! command -v slurmctld >/dev/null && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null; fi; \
+	if command -v slurmctld >/dev/null; then $(BIN)/python -m pytest -m slurm tests/slurm; else \
+	  echo "SKIPPED: the Slurm tests were NOT run: no slurmctld, and no root with apt-get to install $(SLURM_PACKAGES)"; fi
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -39,6 +39,7 @@ SCRIPTS = [
     "convert",
     "generate",
     "plan",
+    "slurm",
     "report",
     "verify",
     "doctor",

@@ -22,7 +22,7 @@ ROOMS = (
     ("convert",),
     ("train",),
     ("adapt",),
-    ("plan", "verify", "verify_layouts", "doctor"),
+    ("plan", "slurm", "verify", "verify_layouts", "doctor"),
     ("cli", "__main__"),
     ("tools",),
 )

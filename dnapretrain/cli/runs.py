@@ -220,14 +220,22 @@ def _verify_layouts(arguments: argparse.Namespace) -> int:
 
 
 def add_doctor(verbs: Any) -> None:
-    verb = verbs.add_parser("doctor", help="what is installed here, and which path each part would take")
+    verb = verbs.add_parser("doctor", help="what is installed here, and which path each part would take; exit code 1 with a problem")
     verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.add_argument(
+        "--node", action="store_true", help="also about ten seconds of matrix products and sums over all GPUs of this node: before a job"
+    )
+    verb.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)  # one rank of that check
     verb.set_defaults(verb=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dnapretrain.doctor import diagnose, format_diagnosis
+    from dnapretrain.parallel.node_check import check_rank
 
-    diagnosis = diagnose()
+    if arguments.as_rank is not None:
+        check_rank(arguments.as_rank)
+        return 0
+    diagnosis = diagnose(check=arguments.node)
     print(json.dumps(diagnosis, indent=1) if arguments.json else format_diagnosis(diagnosis))
     return 0 if diagnosis["ok"] else 1
