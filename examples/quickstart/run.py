@@ -143,7 +143,8 @@ def _last_evaluation(config: str) -> dict:
 
 
 def _report(summary: dict) -> int:
-    from dnapretrain.report import loss_curve, markdown_table, summary_rows
+    from dnapretrain.report.curve import loss_curve
+    from dnapretrain.report.tables import markdown_table, summary_rows
 
     gpt, bert = summary["gpt"], summary["bert"]
     markov, flanks = summary["markov_bits_per_base"], summary["flank_bits_per_base"]
