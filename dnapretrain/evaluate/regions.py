@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +78,3 @@ def region_lines(regions: Regions | None) -> Iterator[str]:
         total = sum(values["weight"] for values in classes.values())
         cells = [f"{name} {values['bits_per_base']:.4f} ({values['weight'] / total:.1%})" for name, values in classes.items()]
         yield f"  {grouping:>{width}} | {' | '.join(cells)}"
-
-
-def region_rows(regions: Regions) -> list[dict[str, Any]]:
-    """The same as rows of a table."""
-    return [{"by": grouping, "class": name, **values} for grouping, classes in regions.items() for name, values in classes.items()]

@@ -70,7 +70,7 @@ def _sets(runs: Runs) -> list[str]:
 
 
 def _results(runs: Runs) -> str:
-    sets = _sets(runs)
+    sets, kinds = _sets(runs), {is_masked(history) for history in runs.values()}
     lowest = {
         name: min(history.held_out[name][-1]["bits_per_base"] for history in runs.values() if name in history.held_out) for name in sets
     }
@@ -80,7 +80,7 @@ def _results(runs: Runs) -> str:
         cells = []
         for held_out in sets:
             value = history.held_out[held_out][-1]["bits_per_base"] if held_out in history.held_out else None
-            best = len(runs) > 1 and value == lowest[held_out]
+            best = len(kinds) == 1 and len(runs) > 1 and value == lowest[held_out]
             cells.append("-" if value is None else f"<b>{value:.4f}</b>" if best else f"{value:.4f}")
         dot = f'<svg width="11" height="11" style="display:inline"><circle cx="5" cy="6" r="4.5" fill="{color_of(number)}"/></svg> '
         rows.append(
@@ -106,7 +106,6 @@ def _results(runs: Runs) -> str:
         "time in steps",
     ]
     note = '<p class="note">Bits per base, the last of each run; the lowest is bold. Medians of tokens per second and MFU.</p>'
-    kinds = {is_masked(history) for history in runs.values()}
     warning = missing("Some runs predict masked bases from both sides, others the next base: their bits are not comparable.", warn=True)
     return table(head, rows, range(1, len(head))) + note + (warning if len(kinds) > 1 else "")
 

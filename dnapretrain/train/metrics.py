@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -101,9 +102,11 @@ class RunLog:
             self.say(problem)
 
     def say(self, text: str) -> None:
-        """Print one line for people."""
+        """Print one line for people; where the console shows none, warnings alone, as errors go."""
         if self.is_main and self.console == "lines":
             print(text, flush=True)
+        elif self.is_main and text.startswith("WARNING"):
+            print(text, file=sys.stderr, flush=True)
 
     def step(self, report: StepReport, consumed_samples: int, totals: dict[str, Any], show: bool, total_steps: int) -> None:
         """Record a step; print it when `show`."""
