@@ -13,7 +13,7 @@ from dnapretrain.report.charts import Chart, Level, Line, color_of, dash_of, dra
 from dnapretrain.report.curve import smoothed
 from dnapretrain.report.history import RunHistory, is_masked, read_log
 from dnapretrain.report.page import document, section
-from dnapretrain.report.sections import column, missing, table, text, unit_of
+from dnapretrain.report.sections import GROUPINGS, column, missing, table, text, unit_of
 from dnapretrain.report.tables import UNIFORM_BITS, short_count, short_duration
 
 Runs = dict[str, RunHistory]
@@ -155,7 +155,8 @@ def _regions(runs: Runs) -> str:
                 cells = [f"<b>{cell}</b>" if best else cell for cell, best in zip(texts, bold, strict=True)]
                 rows.append([text(kind), *cells])
             parts.append(
-                f"<h3>{text(held_out)}, by {text(grouping)}</h3>" + table(["class", *map(text, last)], rows, range(1, len(last) + 1))
+                f"<h3>{text(held_out)}, by {GROUPINGS.get(grouping, text(grouping))}</h3>"
+                + table(["class", *map(text, last)], rows, range(1, len(last) + 1))
             )
     return "".join(parts) or missing("No run has classes of bases (<code>data.regions</code>).")
 

@@ -19,11 +19,12 @@ def events(history: RunHistory) -> str:
     of_kind: dict[str, list[dict[str, Any]]] = {}
     for record in history.events:
         of_kind.setdefault(record["kind"], []).append(record)
-    saved, parts = of_kind.pop("checkpoint", []), []
+    saved, deleted, parts = of_kind.pop("checkpoint", []), of_kind.pop("deleted", []), []
     if saved:
         stall, size = column(saved, "stall_seconds"), column(saved, "bytes")
         more = f", {size[-1] / 1e9:,.2f} GB each" if np.isfinite(size).any() else ""
         more += f"; training waited {short_duration(float(np.nansum(stall)))} for them in all" if np.isfinite(stall).any() else ""
+        more += f"; {len(deleted):,} old ones were deleted" if deleted else ""
         parts.append(
             f"<p>{len(saved):,} checkpoints{more}; the last is of step {saved[-1]['step']:,}: "
             f"<code>{text(saved[-1].get('path', ''))}</code></p>"

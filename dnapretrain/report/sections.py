@@ -50,7 +50,7 @@ def tiles(history: RunHistory, config: Mapping[str, Any]) -> str:
     """The figures that one looks for first."""
     last, found = history.train[-1], []
     planned = config.get("train", {}).get("train_steps")
-    for name, records in itertools.islice(history.held_out.items(), 2):
+    for name, records in itertools.islice(history.held_out.items(), 1):
         found.append((f"{records[-1]['bits_per_base']:.4f}", "", f"{unit_of(history)}, held out: {name}"))
     bits = smoothed(column(history.train, "bits_per_base"))
     found.append((f"{bits[-1]:.4f}", "", f"{unit_of(history)}, training"))
@@ -149,6 +149,10 @@ def held_out(history: RunHistory) -> str:
     return table(head, rows, range(1, 7))
 
 
+GROUPINGS = {"class": "annotation", "case": "case (soft-masking)", "gc": "GC of the surroundings", "assembly": "assembly"}
+"""What the page calls them."""
+
+
 def regions(history: RunHistory) -> str:
     """Bits per base by class, for each held-out set that has them: now, and over the run."""
     parts = []
@@ -158,7 +162,10 @@ def regions(history: RunHistory) -> str:
             continue
         last = with_regions[-1]
         for grouping, classes in last["regions"].items():
-            parts.append(f"<h3>{text(name)}, by {text(grouping)}</h3>" + _class_table(classes, last["bits_per_base"], unit_of(history)))
+            parts.append(
+                f"<h3>{text(name)}, by {GROUPINGS.get(grouping, text(grouping))}</h3>"
+                + _class_table(classes, last["bits_per_base"], unit_of(history))
+            )
             if len(with_regions) > 1:
                 lines = [_class_line(with_regions, grouping, kind, number) for number, kind in enumerate(classes)]
                 parts.append(legend(lines) + draw(Chart(f"{name} by {grouping}", lines, "steps", height=270)))

@@ -202,11 +202,24 @@ def test_bad_steps_and_other_records_are_shown(tmp_path):
         {"kind": "rewind", "step": 2, "skipped_samples": 8},
         {"kind": "checkpoint", "step": 2, "path": "/c/2", "bytes": 2e9, "stall_seconds": 3.0},
     ]
-    others += [{"kind": "stop", "step": 3, "reason": "SIGTERM"}, {"kind": "something_new", "step": 3, "x": 1}]
+    others += [
+        {"kind": "stop", "step": 3, "reason": "SIGTERM"},
+        {"kind": "deleted", "step": 2, "path": "/c/1"},
+        {"kind": "something_new", "step": 3, "x": 1},
+    ]
     run = write(tmp_path / "r", [step(1), step(2), bad, *others, step(3)])
     write_report(run, run / "r.html")
     page = text_of((run / "r.html").read_text())
-    for said in ("loss is not finite", "hg38:chr1:5-9(+)", "rewind", "SIGTERM", "something new", "2.00 GB each", "waited 3 s"):
+    for said in (
+        "loss is not finite",
+        "hg38:chr1:5-9(+)",
+        "rewind",
+        "SIGTERM",
+        "something new",
+        "2.00 GB each",
+        "1 old ones were deleted",
+        "waited 3 s",
+    ):
         assert said in page, said
 
 
@@ -253,5 +266,6 @@ def test_charts_of_all_ranges(values, log_scale):
 
 def test_ticks_and_durations():
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert nice_ticks(1.91, 1.97) == [1.92, 1.94, 1.96] or len(nice_ticks(1.91, 1.97)) > 3
+    assert nice_ticks(1.91, 1.97) == [1.91, 1.92, 1.93, 1.94, 1.95, 1.96, 1.97]
+    assert nice_ticks(3, 3) == [3]
     assert [short_duration(value) for value in (5, 65, 7325, 200_000)] == ["5 s", "1 min 5 s", "2 h 2 min", "2 d 7 h"]
