@@ -27,7 +27,7 @@ def num_region_sums(regions: RegionGroups | None) -> int:
 
 def region_sums(
     regions: RegionGroups | None,
-    sample_ids: np.ndarray,
+    sample_ids: np.ndarray | None,
     first_tokens_B: torch.Tensor | None,
     labels_BS: torch.Tensor,
     losses_BS: torch.Tensor,
@@ -40,6 +40,7 @@ def region_sums(
     """
     if regions is None:
         return torch.zeros(0, dtype=torch.float64, device=labels_BS.device)
+    assert sample_ids is not None, "held-out batches have them"
     tokens_BS = labels_BS if first_tokens_B is None else torch.cat([first_tokens_B[:, None], labels_BS], dim=1)
     counted = regions.counts(sample_ids, tokens_BS.cpu().numpy())[:, tokens_BS.shape[1] - labels_BS.shape[1] :]
     counts_BSC = torch.from_numpy(np.ascontiguousarray(counted)).to(labels_BS.device).double()

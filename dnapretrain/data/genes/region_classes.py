@@ -98,10 +98,10 @@ def _read_annotation(path: Path) -> RegionFile:
 def _keys(row: Row, is_gtf: bool) -> tuple[Key, list[Key], list[Key]]:
     """What names a gene or transcript row; what names those that a part belongs to; all that have the row within them."""
     if not is_gtf:
-        parents = [(row.contig, parent) for parent in row.parents]
+        parents: list[Key] = [(row.contig, parent) for parent in row.parents]
         return (row.contig, row.attributes.get("ID") or f"line-{row.line}"), parents, parents
-    gene = (row.contig, "gene", row.attributes.get("gene_id", ""))
-    own = (row.contig, "transcript", gene[2], row.attributes.get("transcript_id", ""))
+    gene: Key = (row.contig, "gene", row.attributes.get("gene_id", ""))
+    own: Key = (row.contig, "transcript", gene[2], row.attributes.get("transcript_id", ""))
     if row.role == "gene":
         return gene, [], []
     return own, [own], [gene] if row.role == "transcript" else [own, gene]
