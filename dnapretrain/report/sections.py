@@ -128,7 +128,7 @@ def ladder(history: RunHistory, evaluation: Evaluation) -> str:
         )
         picture = draw(Chart(f"count models on {name}", lines, "bases of context", height=300, levels=levels))
         fitted = f"{found['fitted_bases']:,} of {found['training_bases']:,} training bases"
-        note = f'<p class="note">The model is {verdict}. Count models were fitted to {fitted}, both strands.</p>'
+        note = f'<p class="note">In this evaluation the model is {verdict}. Count models were fitted to {fitted}, both strands.</p>'
         parts.append(f"<h3>Count models on {text(name)}</h3>{note}{legend(lines)}{picture}")
     return "".join(parts)
 
