@@ -36,6 +36,9 @@ class Line:
     color: str
     dash: str = ""
     width: float = 2.0
+    """0: the band alone, without the line."""
+    note: str = ""
+    """Stands behind the name in the legend."""
     marks: bool = False
     """A dot at each point, and no thinning."""
     band: bool = False
@@ -118,6 +121,8 @@ def draw(chart: Chart) -> str:
         if line.band and len(line.x) > 1:
             edge = [*zip(x, high, strict=True), *zip(x[::-1], low[::-1], strict=True)]
             parts.append(f'<polygon class="band" fill="{line.color}" points="{scale.points(edge)}"/>')
+        if not line.width:
+            continue
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         style = f'stroke="{line.color}" stroke-width="{line.width}"{dash}'
         parts.append(f'<polyline class="line" {style} points="{scale.points(list(zip(x, y, strict=True)))}"/>')
@@ -148,7 +153,9 @@ def legend(lines: Sequence[Line]) -> str:
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         dot = f'<circle cx="13" cy="6" r="3.2" fill="{line.color}"/>' if line.marks else ""
         swatch = f'<line x1="1" x2="25" y1="6" y2="6" stroke="{line.color}" stroke-width="2.4"{dash}/>{dot}'
-        keys.append(f'<span class="key"><svg width="26" height="12" aria-hidden="true">{swatch}</svg>{html.escape(line.name)}</span>')
+        keys.append(
+            f'<span class="key"><svg width="26" height="12" aria-hidden="true">{swatch}</svg>{html.escape(line.name + line.note)}</span>'
+        )
     return f'<div class="legend">{"".join(keys)}</div>'
 
 

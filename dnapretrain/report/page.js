@@ -16,7 +16,7 @@ for (const figure of document.querySelectorAll(".chart")) {
       if (low && x - s.x[low - 1] < s.x[low] - x) low--;
       const row = document.createElement("div"), dot = document.createElement("i");
       dot.style.background = s.c;
-      row.append(dot, s.n + "  " + s.y[low].toLocaleString("en", {maximumSignificantDigits: 6}));
+      row.append(dot, s.n + ": " + s.y[low].toLocaleString("en", {maximumSignificantDigits: 6}));
       tip.append(row);
     }
     line.setAttribute("x1", at); line.setAttribute("x2", at); line.style.opacity = .5;

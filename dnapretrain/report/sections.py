@@ -85,7 +85,7 @@ def curve(history: RunHistory, evaluation: Evaluation) -> str:
     raw = Line("training", steps, bits, color_of(0), width=0.0, band=True)
     for number, (name, records) in enumerate(history.held_out.items(), 1):
         x, y = column(records, "step"), column(records, "bits_per_base")
-        lines.append(Line(f"held out: {name}, last {y[-1]:.4f}", x, y, color_of(number), dash_of(number), marks=True))
+        lines.append(Line(f"held out: {name}", x, y, color_of(number), dash_of(number), note=f", last {y[-1]:.4f}", marks=True))
     levels = [Level("uniform: 2 bits", UNIFORM_BITS, "2 4", "#6b7785")]
     for name, result in evaluation.items():
         found = result.get("baselines")
