@@ -151,5 +151,5 @@ class RunLog:
                 self._file.write(self._pending)
             os.fsync(self._file.fileno())
             self._file.close()
-        if self.trackers:
-            self.trackers.close()
+        if self.trackers and (problem := self.trackers.close()):
+            self.say(problem)

@@ -70,11 +70,18 @@ class Trackers:
                 problems.append(f"WARNING: {name} gets no more of this run: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}")
         return "; ".join(problems)
 
-    def close(self) -> None:
-        """Flush and close all."""
+    def close(self) -> str:
+        """Flush and close all. What went wrong ('' for nothing)."""
+        problems = []
         for name, tracker in self._open.items():
-            tracker.close() if name == "TensorBoard" else tracker.finish(quiet=True)
+            try:
+                tracker.close() if name == "TensorBoard" else tracker.finish()
+            except Exception as error:  # the run has ended well, whatever a tracker does
+                problems.append(
+                    f"WARNING: {name} may lack the end of this run: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
+                )
         self._open = {}
+        return "; ".join(problems)
 
     def _send(self, name: str, step: int, values: dict[str, float]) -> None:
         if name == "TensorBoard":

@@ -57,7 +57,9 @@ class Writer:
     def define_metric(self, *arguments, **named):
         self.metric = arguments, named
 
-    def close(self, **_):
+    def close(self):
+        if ("train/loss", 9.0, 1) in self.sent:
+            raise TypeError("no such argument")
         self.closed = True
 
     finish = close
@@ -103,6 +105,14 @@ def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(packages, tmp_pat
     assert "WARNING: TensorBoard gets no more of this run: OSError: disk full" in capsys.readouterr().out
     assert packages["tensorboard"][0].sent == []
     assert [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["start", "train", "train"]
+
+
+def test_one_that_cannot_be_closed_is_said(packages, tmp_path, capsys):
+    log = RunLog(tmp_path, True, False, LogConfig(tensorboard=True))
+    log.write("start", step=0, config={})
+    log.write("train", step=1, loss=9.0)
+    log.close()
+    assert "WARNING: TensorBoard may lack the end of this run: TypeError" in capsys.readouterr().out
 
 
 def report(step):
