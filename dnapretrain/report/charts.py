@@ -122,6 +122,9 @@ def draw(chart: Chart) -> str:
             edge = [*zip(x, high, strict=True), *zip(x[::-1], low[::-1], strict=True)]
             parts.append(f'<polygon class="band" fill="{line.color}" points="{scale.points(edge)}"/>')
         if not line.width:
+            if np.array_equal(low, high):  # nothing to be thinned: a band has no height
+                pairs = list(zip(x, y, strict=True))
+                parts.append(f'<polyline class="line raw" stroke="{line.color}" points="{scale.points(pairs)}"/>')
             continue
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         style = f'stroke="{line.color}" stroke-width="{line.width}"{dash}'

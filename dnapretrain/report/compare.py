@@ -115,7 +115,7 @@ def _curves(runs: Runs) -> str:
         Line(name, _x(history), smoothed(column(history.train, "bits_per_base")), color_of(number), dash_of(number))
         for number, (name, history) in enumerate(runs.items())
     ]
-    late = np.concatenate([line.y[len(line.y) // 20 :] for line in lines])
+    late = np.concatenate([line.y[len(line.y) // 10 :] for line in lines])
     margin = max(0.01, 0.07 * float(np.nanmax(late) - np.nanmin(late)))
     limits = float(np.nanmin(late)) - margin, max(float(np.nanmax(late)), UNIFORM_BITS) + margin
     level = [Level("uniform: 2 bits", UNIFORM_BITS, "2 4", "#6b7785")]

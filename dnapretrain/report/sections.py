@@ -93,7 +93,7 @@ def curve(history: RunHistory, evaluation: Evaluation) -> str:
             levels.append(
                 Level(f"best count model on {name}, {found['best']}: {found['best_bits_per_base']:.4f}", found["best_bits_per_base"])
             )
-    late = np.concatenate([smooth[len(smooth) // 20 :], *(line.y for line in lines[1:]), [level.y for level in levels]])
+    late = np.concatenate([smooth[len(smooth) // 10 :], *(line.y for line in lines[1:]), [level.y for level in levels]])
     late = late[np.isfinite(late)]
     margin = max(0.01, 0.07 * float(late.max() - late.min()))
     limits = float(late.min()) - margin, float(late.max()) + margin
