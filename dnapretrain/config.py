@@ -104,6 +104,55 @@ class MaskingConfig(Section):
     each token that cannot be chosen. A span is chosen with mlm_probability, and reads <mask>, random bases or itself as a whole."""
 
 
+class RegionFileConfig(Section):
+    """Regions of contigs: a GFF3 or GTF file (plain or gzip), or a BED file."""
+
+    path: Path
+    assembly: str | None = None
+    """The assembly whose contigs the file names; needed where several assemblies have contigs of one name."""
+    contig_names: str | None = None
+    """How names of the file are matched with contigs: by default they are equal (BED: or `assembly:contig`). chr: they may differ in 'chr'
+    and in that of the mitochondrion; a file: lines of name<tab>contig."""
+    skip_missing_contigs: bool = False
+    """Leave out what lies on names that no contig has; else they are an error."""
+
+
+class RegionsConfig(Section):
+    """Classes of bases that held-out losses are told apart by. They change no loss, and what a run trains on even less."""
+
+    files: dict[str, RegionFileConfig] = {}
+    """Name: path, or {path, ...}. A base belongs to the first file that covers it. BED: one class, of this name. GFF3 and GTF: CDS, then
+    UTR, then exon (of transcripts without a CDS), then intron; on contigs that such a file knows all else is intergenic."""
+    soft_mask: bool = False
+    """Tell soft-masked (lower-case) bases from others."""
+    gc_edges: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Ascending shares of G and C that part the classes by GC of the surrounding `gc_window`, e.g. [0.35, 0.45, 0.55]; a base belongs to
+    the class whose lower edge its window reaches."""
+    gc_window: int = Field(1000, gt=0)
+    """Bases; windows are laid end to end from the first base of each document on."""
+    assembly: bool = False
+    """Tell assemblies apart, so species."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {str(name): {"path": item} if isinstance(item, (str, Path)) else item for name, item in value.items()}
+
+    @field_validator("gc_edges")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"gc_edges = {list(value)} do not ascend: sort them, each once")
+        return value
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is told apart."""
+        return bool(self.files or self.soft_mask or self.gc_edges or self.assembly)
+
+
 class DataConfig(Section):
     """Where samples come from and how they are cut."""
 
@@ -117,6 +166,8 @@ class DataConfig(Section):
     valid: dict[str, Path] = {}
     """Named held-out shards, beside what `split` holds out of the training shards."""
     split: SplitConfig = SplitConfig()
+    regions: RegionsConfig = RegionsConfig()
+    """Held-out bits per base by class of bases."""
     sequence_length: int = Field(gt=1)
     """Tokens per sample, in held-out sets and where data.stages do not say otherwise."""
     sampling: Literal["windows", "packed"] = "windows"
@@ -479,6 +530,14 @@ class LogConfig(Section):
 
     log_interval: int = Field(10, gt=0)
     """Steps between console lines; the JSON-lines log has every step."""
+    console: Literal["lines", "json", "quiet"] = "lines"
+    """lines: for people. json: every record of the log, one JSON object per line. quiet: nothing but errors. `log.jsonl` is the same."""
+    tensorboard: bool = False
+    """Write for TensorBoard too, into RUN/tensorboard (pip install 'dnapretrain[tensorboard]')."""
+    wandb_project: str | None = None
+    """Send to this project of Weights & Biases too (pip install 'dnapretrain[wandb]'); the run has the name of its folder."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """offline: into RUN/wandb, to be sent with `wandb sync`, where compute nodes have no network."""
     peak_tflops: float | None = Field(None, gt=0)
     """Peak of one rank that MFU is measured against; default: the data sheet's, by the GPU's name; none on CPU."""
 

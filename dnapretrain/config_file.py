@@ -10,7 +10,7 @@ import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -232,8 +232,11 @@ def _unknown_keys(tree: Any, section: type[Section], prefix: str, known: list[st
         elif child := _child_section(field.annotation):
             yield from _unknown_keys(value, child, f"{path}.", known)
         elif item := next(filter(None, map(_child_section, get_args(field.annotation))), None):
-            for entry in value if isinstance(value, list) else [value]:
-                yield from _unknown_keys(entry, item, f"{path}.", config_keys(item, f"{path}."))
+            by_name = isinstance(value, dict) and get_origin(field.annotation) is dict
+            entries = value.items() if by_name else [("", entry) for entry in (value if isinstance(value, list) else [value])]
+            for name, entry in entries:
+                place = f"{path}.{name}." if by_name else f"{path}."
+                yield from _unknown_keys(entry, item, place, config_keys(item, place))
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -140,7 +140,7 @@ def test_megatron_files_are_exactly_those() -> None:
         ("dnapretrain/data/genes/extract.py", "from dnapretrain.data.variants.vcf import open_vcf"),
         ("dnapretrain/errors.py", "from dnapretrain import config"),
         ("dnapretrain/errors.py", "import dnapretrain.cli"),
-        ("dnapretrain/report.py", "from tools._clone import run"),
+        ("dnapretrain/report/page.py", "from tools._clone import run"),
         ("dnapretrain/convert/hf.py", "from dnapretrain.train.run import pretrain"),
         ("dnapretrain/convert/hf.py", "from . import native"),
         ("dnapretrain/convert/hf.py", "from megatron.core import parallel_state"),

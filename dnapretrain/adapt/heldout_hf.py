@@ -19,6 +19,7 @@ from dnapretrain.data.sampling.samples import Batch, SampleStream
 from dnapretrain.errors import ConfigError
 from dnapretrain.evaluate.counted import spread, token_bases
 from dnapretrain.evaluate.heldout import HeldOutLoss, count_bases, summarise
+from dnapretrain.evaluate.regions import num_region_sums, region_sums
 from dnapretrain.model.loss import NUM_TOTALS, weighted_loss
 from dnapretrain.model.nucleotide_loss import KmerRows, base_bits, kmer_rows, nucleotide_losses
 
@@ -75,14 +76,17 @@ def folder_loss(
 def _loss(model: Any, config: RunConfig, stream: SampleStream, device: str, max_samples: int | None) -> HeldOutLoss:
     ids = spread(stream.num_samples, max_samples)
     bases_V = torch.from_numpy(token_bases(stream.tokenizer)).to(device)
-    totals = torch.zeros(NUM_TOTALS + 2, dtype=torch.float64, device=device)
+    totals = torch.zeros(NUM_TOTALS + 2 + num_region_sums(stream.regions), dtype=torch.float64, device=device)
     for first in range(0, len(ids), config.train.micro_batch_size):
-        batch = stream.batch(ids[first : first + config.train.micro_batch_size])
+        some = ids[first : first + config.train.micro_batch_size]
+        batch = stream.batch(some)
         output, labels_BS, loss_mask_BS = _forward(model, config, stream, batch, device)
         num_tokens = int((batch.labels != stream.tokenizer.pad_id).sum())
         *_, report = weighted_loss(loss_mask_BS, num_tokens, output)
-        totals += torch.cat([report, count_bases(bases_V, labels_BS, loss_mask_BS)])
-    return summarise(totals, stream.name, config.train.loss, len(ids))
+        first_B = None if config.is_masked else torch.from_numpy(batch.tokens[:, 0]).to(device)
+        by_region = region_sums(stream.regions, some, first_B, labels_BS, output[0], loss_mask_BS, config.train.loss)
+        totals += torch.cat([report, count_bases(bases_V, labels_BS, loss_mask_BS), by_region])
+    return summarise(totals, stream, config.train.loss, len(ids))
 
 
 def _forward(model: Any, config: RunConfig, stream: SampleStream, batch: Batch, device: str) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dnapretrain.data.sampling.samples import SampleStream
     from dnapretrain.data.shards.shard import Shard
 
+GC_EDGES = (0.3, 0.4, 0.5, 0.6)
+"""Classes of GC with --regions."""
 Results = dict[str, dict[str, Any]]
 """By held-out set; what `--json` prints."""
 
@@ -32,6 +34,14 @@ def add_evaluate(verbs: Any) -> None:
     verb.add_argument("--data", type=Path, metavar="PREFIX_OR_FASTA", help="held-out sequence; default: what the run held out")
     verb.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME", help="a held-out set (repeatable); default: all")
     verb.add_argument("--max-samples", type=int, metavar="N", help="score N samples, spread evenly over each set; default: all")
+    verb.add_argument(
+        "--regions",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="bits per base by the classes of a GFF3, GTF or BED file (repeatable, the first one wins), by case, GC and assembly; "
+        "default: data.regions of the run",
+    )
     verb.add_argument("--baselines", action="store_true", help="count models on the same targets (Markov, flanks, token frequencies)")
     verb.add_argument("--fit-data", type=Path, metavar="PREFIX_OR_FASTA", help="what they are fitted to; default: the run's training side")
     verb.add_argument("--fit-bases", type=int, default=20_000_000, metavar="N", help="fit to so many bases at most (default 20,000,000)")
@@ -56,7 +66,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="dnapretrain-") as temporary:
         data = _shard(arguments.data, Path(temporary) / "data")
         fit = _shard(arguments.fit_data, Path(temporary) / "fit")
-        job = (_folder_job if is_hf_folder(model) else _native_job)(model, arguments.overrides, data, _set_name(arguments.data))
+        of_other_data = ["data.regions.files={}"] if arguments.data else []  # those of the run name its own contigs
+        overrides = [*of_other_data, *_region_settings(arguments.regions), *arguments.overrides]
+        job = (_folder_job if is_hf_folder(model) else _native_job)(model, overrides, data, _set_name(arguments.data))
         sets = tuple(arguments.sets) or job.sets
         # First what transformers does: it must be imported before the CPU engine puts its own functions in place of torch's.
         more: Results = {}
@@ -96,6 +108,21 @@ def _shard(path: Path | None, scratch: Path) -> Path | None:
         return path
     preprocess([path], scratch, assembly=None)
     return scratch
+
+
+def _region_settings(given: Sequence[str]) -> list[str]:
+    """Settings for `--regions`: the files under their names (a file's own where none is given), and all that needs no file."""
+    from dnapretrain.data.formats.inputs import strip_suffixes
+
+    files: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.rpartition("=")
+        name = name if equals else strip_suffixes(Path(path).name)
+        if name in files:
+            raise ConfigError(f"--regions gives two files the name '{name}'. Give them as NAME=FILE.")
+        files[name] = path
+    others = ["data.regions.soft_mask=true", "data.regions.assembly=true", f"data.regions.gc_edges={json.dumps(GC_EDGES)}"]
+    return [f"data.regions.files={json.dumps(files)}", *others] if files else []
 
 
 def _set_name(data: Path | None) -> str:
@@ -216,12 +243,15 @@ def _add(results: Results, more: Results) -> None:
 
 def _lines(results: Results) -> Iterator[str]:
     """What is printed without --json."""
+    from dnapretrain.evaluate.regions import region_lines
+
     for name, result in results.items():
         marginal = result["marginal_bits_per_base"]
         by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
         bits = f"{result['bits_per_base']:.4f} bits per base{by_marginals}"
         counted = f"over {result['num_targets']:,} tokens of {result['num_bases']:,} bases"
         yield f"{name}: loss {result['loss']:.4f}, {bits}, accuracy {result['accuracy']:.4f} {counted}"
+        yield from region_lines(result.get("regions"))
         if "baselines" in result:
             yield from _baseline_lines(result["baselines"])
         if "recovery" in result:

@@ -58,6 +58,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from dnapretrain.config_file import dump_config, load_config
     from dnapretrain.parallel.launch import launch_local
     from dnapretrain.parallel.signals import EXIT_STOPPED, StopSignals
+    from dnapretrain.train.trackers import check_trackers
 
     limit = [] if arguments.exit_duration is None else [f"train.exit_duration={arguments.exit_duration}"]
     overrides = [*arguments.overrides, *limit]
@@ -66,6 +67,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         _look_at_data(config)
         return 0
+    check_trackers(config.log)
     ranks = check_before_launch(config, arguments.ranks)
     if ranks > 1:
         return launch_local(["pretrain", str(arguments.config), *overrides], ranks)
@@ -133,18 +135,43 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def add_report(verbs: Any) -> None:
-    verb = verbs.add_parser("report", help="the loss curve of a run as a picture")
-    verb.add_argument("run", type=Path, metavar="RUN")
-    verb.add_argument("--output", type=Path, metavar="PNG", help="default: RUN/loss.png")
+    verb = verbs.add_parser("report", help="a page that shows a run; of several runs, one that compares them")
+    verb.add_argument("run", type=Path, nargs="+", metavar="RUN")
+    verb.add_argument(
+        "--output",
+        type=Path,
+        metavar="HTML",
+        help="default: RUN/report.html, with loss.png and panels.png beside it; comparison.html of several; a .png: the loss curve alone",
+    )
+    verb.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="JSON",
+        help="what `evaluate RUN --baselines --output JSON` wrote, for the count models (default: RUN/evaluation.json)",
+    )
     verb.set_defaults(verb=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from dnapretrain.report import loss_curve
+    from dnapretrain.report.compare import write_comparison
+    from dnapretrain.report.curve import loss_curve
+    from dnapretrain.report.page import write_report
 
-    output = arguments.output or arguments.run / "loss.png"
-    loss_curve(arguments.run, output)
-    print(output)
+    runs, output = arguments.run, arguments.output
+    if output is not None and output.suffix not in (".html", ".png"):
+        raise ConfigError(f"--output {output} is neither .html nor .png. Rename it.")
+    if len(runs) > 1:
+        output = output or Path("comparison.html")
+        if output.suffix == ".png" or arguments.evaluation:
+            raise ConfigError("several runs are compared on one .html page, without --evaluation. Give one run, or change the options.")
+        write_comparison(runs, output)
+        print(output)
+    elif output is not None and output.suffix == ".png":
+        loss_curve(runs[0], output)
+        print(output)
+    else:
+        for path in write_report(runs[0], output or runs[0] / "report.html", arguments.evaluation):
+            print(path)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.report import markdown_table
+from dnapretrain.report.tables import markdown_table
 
 MOST_ROWS = 30
 """Input files that the card lists; all are in the JSON file beside it."""

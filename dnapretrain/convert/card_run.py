@@ -11,7 +11,8 @@ import numpy as np
 from dnapretrain.config import RunConfig
 from dnapretrain.convert.native import CHECKPOINTS_DIR
 from dnapretrain.errors import DataError
-from dnapretrain.report import LOG_FILE, RunHistory, markdown_table, read_log
+from dnapretrain.report.history import LOG_FILE, RunHistory, read_log
+from dnapretrain.report.tables import markdown_table
 
 CURVE_ROWS = 12
 

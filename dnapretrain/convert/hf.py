@@ -41,7 +41,7 @@ from dnapretrain.convert.training_data import training_data
 from dnapretrain.data.tokens.files import save_hf_tokenizer
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
-from dnapretrain.report import loss_curve
+from dnapretrain.report.curve import loss_curve
 
 REPORT_FILE = "dnapretrain.json"
 """Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""

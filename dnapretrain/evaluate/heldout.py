@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.errors import DataError
 from dnapretrain.evaluate.counted import token_bases
+from dnapretrain.evaluate.regions import Regions, num_region_sums, region_sums, summarise_regions
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, held_out_batches
 from dnapretrain.model.loss import NUM_TOTALS, LossFunction, forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
@@ -46,6 +47,8 @@ class HeldOutLoss:
     """Of k-mer models, whatever they were trained with: each base of a word by its marginal probability (`base_bits`), over the targets
     that are words; None where there is none. Uniform over bases reads exactly 2. Leaves out what the bases of a token tell of each
     other, so it is usually above the `bits_per_base` of train.loss=token."""
+    regions: Regions | None = None
+    """`bits_per_base` by class of bases (`regions.py`); None where data.regions asks for no classes."""
 
 
 @torch.no_grad()
@@ -66,7 +69,7 @@ def held_out_loss(
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
     per_round = place.micro_batch_size * place.data_parallel_size
     rounds = math.ceil(num_samples / per_round)
-    totals = torch.zeros(NUM_TOTALS + 2, dtype=torch.float64, device=place.device)
+    totals = torch.zeros(NUM_TOTALS + 2 + num_region_sums(stream.regions), dtype=torch.float64, device=place.device)
     bases_V = torch.from_numpy(token_bases(stream.tokenizer)).to(place.device)
     for chunk in chunks:
         chunk.eval()
@@ -78,7 +81,7 @@ def held_out_loss(
         # schedule needs a multiple of the pipeline size.
         first_sample = first_round * per_round
         reports = get_forward_backward_func()(
-            forward_step_func=partial(_counting_step, bases_V),
+            forward_step_func=partial(_counting_step, bases_V, stream.regions, loss, place.bidirectional),
             data_iterator=held_out_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, num_samples),
             model=chunks,
             num_microbatches=MICROBATCHES_PER_PASS,
@@ -92,14 +95,16 @@ def held_out_loss(
         chunk.train()
     if stopped:
         raise EvaluationStoppedError
-    return summarise(sum_over_data_parallel(totals), stream.name, loss, num_samples)
+    return summarise(sum_over_data_parallel(totals), stream, loss, num_samples)
 
 
-def summarise(totals: torch.Tensor, name: str, loss: str, num_samples: int) -> HeldOutLoss:
-    """The figures of one set from the sums of `weighted_loss` and of `count_bases`, behind each other."""
-    loss_sum, weight_sum, num_targets, correct_sum, _, bits_sum, words_sum, bases_sum, num_bases = totals.tolist()
+def summarise(totals: torch.Tensor, stream: SampleStream, loss: str, num_samples: int) -> HeldOutLoss:
+    """The figures of one set from the sums of `weighted_loss`, of `count_bases` and of `region_sums`, behind each other."""
+    loss_sum, weight_sum, num_targets, correct_sum, _, bits_sum, words_sum, bases_sum, num_bases, *by_region = totals.tolist()
     if weight_sum == 0:
-        raise DataError(f"held-out set '{name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others.")
+        raise DataError(
+            f"held-out set '{stream.name}' has no base with a loss weight above 0. Raise data.lowercase_weight, or hold out others."
+        )
     return HeldOutLoss(
         loss=loss_sum / weight_sum,
         bits_per_base=loss_sum / (weight_sum if loss == "nucleotide" else bases_sum) * math.log2(math.e),
@@ -108,6 +113,7 @@ def summarise(totals: torch.Tensor, name: str, loss: str, num_samples: int) -> H
         num_bases=int(num_bases),
         num_samples=num_samples,
         marginal_bits_per_base=bits_sum / words_sum if words_sum else None,
+        regions=summarise_regions(stream.regions, by_region),
     )
 
 
@@ -117,16 +123,20 @@ def count_bases(bases_V: torch.Tensor, labels_BS: torch.Tensor, loss_mask_BS: to
     return torch.stack([(bases_BS * loss_mask_BS).sum(), bases_BS[loss_mask_BS > 0].sum()])
 
 
-def _counting_step(bases_V: torch.Tensor, batches: Iterator[DeviceBatch | None], model: Any) -> tuple[torch.Tensor, LossFunction]:
-    """`forward_step`, which on the last stage also counts the bases of the targets."""
+def _counting_step(
+    bases_V: torch.Tensor, regions: Any, loss: str, masked: bool, batches: Iterator[DeviceBatch | None], model: Any
+) -> tuple[torch.Tensor, LossFunction]:
+    """`forward_step`, which on the last stage also counts the bases of the targets, and what each class of bases has."""
     batch = next(batches)
     output, loss_function = forward_step(iter((batch,)), model)
     if batch is None:
         return output, loss_function
     bases = count_bases(bases_V, batch.labels_BS, batch.loss_mask_BS)
+    ids, first_B = batch.sample_ids, None if masked else batch.tokens_BS[:, 0]
 
     def with_bases(output: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         loss_sum, num_targets, report = loss_function(output)
-        return loss_sum, num_targets, torch.cat([report, bases])
+        by_region = region_sums(regions, ids, first_B, batch.labels_BS, output[0], batch.loss_mask_BS, loss)
+        return loss_sum, num_targets, torch.cat([report, bases, by_region])
 
     return output, with_bases

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class DeviceBatch:
     what attention adds to its scores, [B, 1, S, S] (`document_mask`); None where no sample has tokens of two documents."""
     num_tokens: int
     """Labels that are not padding."""
+    sample_ids: np.ndarray | None = None
+    """int64 [B]; of held-out batches only."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ def held_out_batches(
             if reads:
                 places = place.micro_batch_ids(first_sample, index)
                 beyond = places >= num_samples
-                batch = stream.batch(np.where(beyond, 0, places * stream.num_samples // num_samples))
+                ids = np.where(beyond, 0, places * stream.num_samples // num_samples)
+                batch = stream.batch(ids)
                 batch.loss_mask[beyond] = 0.0
-                yield to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype)
+                yield replace(to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype), sample_ids=ids)
             else:
                 yield None
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dnapretrain.config import LogConfig
+from dnapretrain.evaluate.regions import region_lines
 from dnapretrain.parallel.gpus import gpu_by_device_name
+from dnapretrain.report.tables import short_duration
+from dnapretrain.train.trackers import Trackers
+
+TIMED_STEPS = 200
+"""Steps that the time left is reckoned from."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,12 @@ def peak_of_rank(log: LogConfig, device_name: str) -> tuple[float | None, str]:
 class RunLog:
     """Console lines and `log.jsonl`, one JSON object per line; silent on ranks that do not write."""
 
-    def __init__(self, run_dir: Path, is_main: bool, is_masked: bool) -> None:
+    def __init__(self, run_dir: Path, is_main: bool, is_masked: bool, log: LogConfig | None = None) -> None:
+        log = log or LogConfig()
         self.is_main = is_main
+        self.console = log.console
+        self.trackers = Trackers(log, run_dir) if is_main else None
+        self._times: deque[tuple[float, int]] = deque(maxlen=TIMED_STEPS)
         self.unit = "bits/masked base" if is_masked else "bits/base"
         self.path = run_dir / "log.jsonl"
         self._pending = b""
@@ -79,14 +92,26 @@ class RunLog:
                 self.say(f"WARNING: {self.path} cannot be written: {error.strerror}. Its records wait in memory.")
             self._failing = True
 
+        self._pass_on(kind, fields)
+
+    def _pass_on(self, kind: str, fields: dict[str, Any]) -> None:
+        """Send a record to the console, where it shows records, and to the trackers."""
+        if self.is_main and self.console == "json":
+            print(json.dumps({"kind": kind, **fields}), flush=True)
+        if self.trackers and (problem := self.trackers.record(kind, fields)):
+            self.say(problem)
+
     def say(self, text: str) -> None:
-        """Print one line."""
-        if self.is_main:
+        """Print one line for people; where the console shows none, warnings alone, as errors go."""
+        if self.is_main and self.console == "lines":
             print(text, flush=True)
+        elif self.is_main and text.startswith("WARNING"):
+            print(text, file=sys.stderr, flush=True)
 
     def step(self, report: StepReport, consumed_samples: int, totals: dict[str, Any], show: bool, total_steps: int) -> None:
         """Record a step; print it when `show`."""
         self.write("train", **asdict(report), consumed_samples=consumed_samples, **totals)
+        left = self._time_left(report.step, total_steps)
         if show:
             mfu = "" if totals["mfu"] is None else f" | MFU {totals['mfu']:.1%}"
             skipped = "" if report.updated else " | UPDATE SKIPPED: gradient not finite, or no base with a weight"
@@ -95,8 +120,16 @@ class RunLog:
                 f"{self.unit} {report.bits_per_base:.4f} | accuracy {report.accuracy:.3f} | "
                 f"lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
                 f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | "
-                f"{totals['tflops']:.3f} TFLOP/s per rank{mfu}{skipped}"
+                f"{totals['tflops']:.3f} TFLOP/s per rank{mfu}{left}{skipped}"
             )
+
+    def _time_left(self, step: int, total_steps: int) -> str:
+        """Time to the last step, by the wall clock over the last steps: evaluations and saves are in it."""
+        self._times.append((time.monotonic(), step))
+        (first_time, first_step), (last_time, _) = self._times[0], self._times[-1]
+        if step <= first_step or step >= total_steps:
+            return ""
+        return f" | {short_duration((last_time - first_time) / (step - first_step) * (total_steps - step))} left"
 
     def evaluation(self, name: str, step: int, consumed_tokens: int, result: dict[str, Any], seconds: float) -> None:
         """Record and print the loss on one held-out set."""
@@ -108,6 +141,8 @@ class RunLog:
             f"accuracy {result['accuracy']:.3f} | "
             f"{result['num_targets']:,} tokens predicted in {result['num_samples']:,} samples | {seconds:.1f} s"
         )
+        for line in region_lines(result["regions"]):
+            self.say(line)
 
     def close(self) -> None:
         """Flush to disk and close. Raises OSError where records could not be written to the end."""
@@ -116,3 +151,5 @@ class RunLog:
                 self._file.write(self._pending)
             os.fsync(self._file.fileno())
             self._file.close()
+        if self.trackers and (problem := self.trackers.close()):
+            self.say(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from dnapretrain.train.retention import resumable
 from dnapretrain.train.run_lock import RunLock
 from dnapretrain.train.saver import CheckpointSaver
 from dnapretrain.train.stopping import StopRequest
+from dnapretrain.train.trackers import check_trackers
 from dnapretrain.train.trainer import Trainer
 
 
@@ -46,6 +48,7 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
     started = time.monotonic()
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
+    check_trackers(config.log)
     data = open_data(config)
     lock = RunLock(config.train.run_dir)
     try:
@@ -100,7 +103,7 @@ def build_trainer(
                 raise
             remarks.append(f"WARNING: {damage} The one before it is tried.")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
-    log = RunLog(run_dir, platform.is_main, config.is_masked)
+    log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)
     best_set = "valid" if "valid" in data.held_out else next(iter(data.held_out), "")
     saver = CheckpointSaver(config, platform, wrapped, optimizer, data.tokenizer.to_dict(), data.train.digest_at, log, best_set, position)
     saver.check_target(stored_parameters(config, data.tokenizer.vocab_size, data.tokenizer.pad_id))
@@ -242,6 +245,7 @@ def _log_start(
         paths=paths,
         data=data.train.report(),
         data_digest=data.train.digest,
+        regions=_region_files(data),
         flops_formula=FLOPS_FORMULA,
         peak=peak_of_rank(config.log, platform.name)[1],
         resumed_from=str(resume_from) if resume_from else None,
@@ -265,6 +269,9 @@ def _log_start(
         log.say(f"{'length':>14}: {line}")
     for line in _data_lines(data):
         log.say(f"{'data':>14}: {line}")
+    for file in _region_files(data):
+        left_out = f", {len(file['names_left_out'])} left out: no such contig" if file["names_left_out"] else ""
+        log.say(f"{'regions':>14}: {file['name']}: {file['path']}, {file['names']} contigs{left_out}")
     log.say(f"{'data digest':>14}: {data.train.digest}")
     log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
     log.say(f"{'peak':>14}: {peak_of_rank(config.log, platform.name)[1]}")
@@ -284,6 +291,11 @@ def _length_lines(config: RunConfig) -> list[str]:
         for stage in stages
         if len(stages) > 1
     ]
+
+
+def _region_files(data: RunData) -> list[dict[str, Any]]:
+    """Of each file of data.regions, what was found of it; the same for all held-out sets."""
+    return next((stream.regions.report for stream in data.held_out.values() if stream.regions), [])
 
 
 def _data_lines(data: RunData) -> list[str]:

@@ -143,13 +143,16 @@ def _last_evaluation(config: str) -> dict:
 
 
 def _report(summary: dict) -> int:
-    from dnapretrain.report import loss_curve, markdown_table, summary_rows
+    from dnapretrain.report.curve import loss_curve
+    from dnapretrain.report.page import write_report
+    from dnapretrain.report.tables import markdown_table, summary_rows
 
     gpt, bert = summary["gpt"], summary["bert"]
     markov, flanks = summary["markov_bits_per_base"], summary["flank_bits_per_base"]
     best = min(markov, key=markov.get)
     loss_curve(_run_of(GPT), OUT / "loss.png", {f"best count model (order {best})": markov[best]})
     loss_curve(_run_of(BERT), OUT / "bert-loss.png", {FLANK_MODEL.format(number): flanks[number] for number in (1, 4)})
+    page, *_ = write_report(_run_of(GPT), _run_of(GPT) / "report.html")
     (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     causal, masked = gpt["valid_bits_per_base"], bert["valid_masked_bits_per_base"]
     print(f"\nheld-out bits per base, {gpt['valid_bases']:,} bases that no model saw, each predicted from its left\n")
@@ -163,7 +166,7 @@ def _report(summary: dict) -> int:
         print(f"{name}: Hugging Face logits differ from Megatron's by at most {model['hf_max_abs_logit_diff']:.2e}")
     print(f"stopped and resumed training identical: {summary['resume_identical']}")
     print(f"seconds: {summary['seconds']} ({', '.join(f'{stage} {value}' for stage, value in summary['seconds_by_stage'].items())})")
-    print(f"wrote {OUT / 'summary.json'}, {OUT / 'loss.png'}, {OUT / 'bert-loss.png'}, {_hf_of(GPT)}/, {_hf_of(BERT)}/")
+    print(f"wrote {OUT / 'summary.json'}, {OUT / 'loss.png'}, {OUT / 'bert-loss.png'}, {page}, {_hf_of(GPT)}/, {_hf_of(BERT)}/")
     return 0 if learned and summary["resume_identical"] else 1
 
 

@@ -35,6 +35,7 @@ def fasta(tmp_path_factory):
     text = "".join(bases)
     path = tmp_path_factory.mktemp("genome") / "valid.fa"
     path.write_text(f">a\n{text[:2000]}{text[2000:2500].lower()}\n>b\n{text[2500:]}\n")
+    path.with_suffix(".bed").write_text("a\t301\t905\na\t1900\t2100\n")
     return path
 
 
@@ -61,8 +62,9 @@ def evaluated(capsys, *arguments):
 @pytest.mark.parametrize("name", ["nucleotide", "kmer", "generator", "bpe", "encoder", "nt-v2", "dnabert2", "aido-dna"])
 def test_checkpoint_and_folder_agree(name, fasta, tmp_path, capsys):
     native, folder = model_of(name, tmp_path)
-    [theirs] = evaluated(capsys, folder, *FOLDER, "--data", fasta).values()
-    found = evaluated(capsys, native, *NATIVE, "--data", fasta)
+    by = ["--data", fasta, "--regions", f"genes={fasta.with_suffix('.bed')}"]
+    [theirs] = evaluated(capsys, folder, *FOLDER, *by).values()
+    found = evaluated(capsys, native, *NATIVE, *by)
     assert list(found) == ["data-valid"]  # 'valid' is a side of splits
     ours = found["data-valid"]
     assert {key: ours[key] for key in ("num_targets", "num_bases", "num_samples")} == {
@@ -70,6 +72,14 @@ def test_checkpoint_and_folder_agree(name, fasta, tmp_path, capsys):
     }
     for key in ("loss", "bits_per_base", "accuracy", "marginal_bits_per_base"):
         assert ours[key] == pytest.approx(theirs[key], abs=1e-5), key
+    assert set(ours["regions"]) == {"class", "case", "gc", "assembly"} and set(ours["regions"]["class"]) == {"genes", "not annotated"}
+    for grouping, classes in ours["regions"].items():
+        assert set(classes) == set(theirs["regions"][grouping])
+        for kind, values in classes.items():
+            assert values == pytest.approx(theirs["regions"][grouping][kind], abs=1e-5), (grouping, kind)
+        weight = sum(values["weight"] for values in classes.values())
+        bits = sum(values["bits_per_base"] * values["weight"] for values in classes.values()) / weight
+        assert bits == pytest.approx(ours["bits_per_base"], abs=1e-6)
     assert (ours["marginal_bits_per_base"] is None) == (name not in ("kmer", "generator", "nt-v2"))
 
 

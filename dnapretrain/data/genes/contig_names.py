@@ -11,6 +11,8 @@ from dnapretrain.errors import ConfigError, DataError
 RULE = "chr"
 MITOCHONDRION = frozenset(("m", "mt", "mito", "mtdna", "mitochondrion", "mitochondrial"))
 SHOWN = 6
+FLAGS = ("--contig-names", "--skip-missing-contigs")
+"""What the rule and leaving names out are called where the user sets them."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,14 @@ class Place:
     """The contig is a window that begins at this position (0-based) of the annotated sequence; None: it is the whole sequence."""
 
 
-def match_contigs(names: Iterable[str], contigs: Sequence[str], rule: str | None, skip_missing: bool, path: Path) -> dict[str, list[Place]]:
+def match_contigs(
+    names: Iterable[str],
+    contigs: Sequence[str],
+    rule: str | None,
+    skip_missing: bool,
+    path: Path,
+    options: tuple[str, str] = FLAGS,
+) -> dict[str, list[Place]]:
     """The places of each name; an empty list leaves its genes out.
 
     `rule` is None (names are equal), `chr` (see `plain_name`; equal names come first) or a mapping file: `name<tab>contig` or
@@ -33,15 +42,15 @@ def match_contigs(names: Iterable[str], contigs: Sequence[str], rule: str | None
     known = dict.fromkeys(contigs)
     found = {name: [Place(name)] for name in names if name in known}
     if rule == RULE:
-        found = _by_rule(names, known)
+        found = _by_rule(names, known, options[0])
     elif rule is not None:
-        found |= _read_map(Path(rule), set(names), known)
+        found |= _read_map(Path(rule), set(names), known, options[0])
     missing = [name for name in names if name not in found]
     if missing and (not skip_missing or not any(found.values())):
         raise DataError(
             f"{path}: '{missing[0]}' ({len(missing)} of {len(names)} names) is no contig of the shard. The file has {_some(names)}; the "
-            f"shard has {_some(contigs)}. Give --contig-names MAP.tsv (name<tab>contig), --contig-names chr where names differ in "
-            "'chr' and that of the mitochondrion only, or --skip-missing-contigs to leave them out"
+            f"shard has {_some(contigs)}. Give {options[0]} MAP.tsv (name<tab>contig), {options[0]} chr where names differ in "
+            f"'chr' and that of the mitochondrion only, or {options[1]} to leave them out"
         )
     return {name: found.get(name, []) for name in names}
 
@@ -52,7 +61,7 @@ def plain_name(name: str) -> str:
     return "M" if plain.lower() in MITOCHONDRION else plain
 
 
-def _by_rule(names: Iterable[str], contigs: dict[str, None]) -> dict[str, list[Place]]:
+def _by_rule(names: Iterable[str], contigs: dict[str, None], option: str) -> dict[str, list[Place]]:
     by_plain: dict[str, list[str]] = {}
     for contig in contigs:
         by_plain.setdefault(plain_name(contig), []).append(contig)
@@ -61,19 +70,19 @@ def _by_rule(names: Iterable[str], contigs: dict[str, None]) -> dict[str, list[P
     for name in names:
         candidates = [name] if name in contigs else by_plain.get(plain_name(name), [])
         if len(candidates) > 1:
-            raise DataError(f"--contig-names chr: '{name}' may be any of {_some(candidates)}. Give a mapping file instead")
+            raise DataError(f"{option} chr: '{name}' may be any of {_some(candidates)}. Give a mapping file instead")
         for contig in candidates:
             if taken.setdefault(contig, name) != name:
-                raise DataError(f"--contig-names chr: '{taken[contig]}' and '{name}' would both be '{contig}'. Give a mapping file instead")
+                raise DataError(f"{option} chr: '{taken[contig]}' and '{name}' would both be '{contig}'. Give a mapping file instead")
             found[name] = [Place(contig)]
     return found
 
 
-def _read_map(path: Path, names: set[str], contigs: dict[str, None]) -> dict[str, list[Place]]:
+def _read_map(path: Path, names: set[str], contigs: dict[str, None], option: str) -> dict[str, list[Place]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--contig-names {path} cannot be read: {error}. Give a file of name<tab>contig lines, or chr") from None
+        raise ConfigError(f"{option} {path} cannot be read: {error}. Give a file of name<tab>contig lines, or chr") from None
     found: dict[str, list[Place]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream, train_stream
+from dnapretrain.data.sampling.region_groups import open_regions
 from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
@@ -29,6 +30,7 @@ def open_data(config: RunConfig) -> RunData:
     """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
     data = RunData(tokenizer, train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer))
+    open_regions(config.data.regions, data.held_out)
     streams: list[TrainStream | SampleStream] = [data.train, *data.held_out.values()]
     for stream in streams:
         probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)

@@ -39,7 +39,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -53,6 +53,9 @@ from dnapretrain.data.shards.shard import Shard, open_shard
 from dnapretrain.data.shards.stretches import find_stretches
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dnapretrain.data.sampling.region_groups import RegionGroups
 
 FORMAT = 1
 """Changes when the same settings begin to give other samples: part of every stream's digest."""
@@ -147,6 +150,8 @@ class SampleStream:
         self.name = name
         self.tokenizer = tokenizer
         self.sequence_length = data.sequence_length
+        self.regions: RegionGroups | None = None
+        """Of a held-out set: the classes its loss is told apart by (`open_regions`); None: no such classes."""
         self._sources = list(sources)
         self._data = data
         self._training = name == "train"
@@ -206,6 +211,18 @@ class SampleStream:
                 bases = source.shard.bases[at : at + length]
                 pieces.append(reverse_complement(np.ascontiguousarray(bases)) if reverse else bases)
         return list(zip(self.locate(sample_id), pieces, strict=True))
+
+    def runs(self, sample_id: int) -> tuple[int, list[tuple[int, int, int, bool]]]:
+        """What a sample reads, in reading order: number of the source; document, first base and end in it, whether on the other strand."""
+        self._check_id(sample_id)
+        number, _, runs = self._filler.locate(sample_id)
+        segments = self._sources[number].segments
+        found = []
+        for segment, start, length, _, reverse, _ in runs:
+            if length:
+                first = int(segments.start[segment]) + start
+                found.append((int(segments.document[segment]), first, first + length, reverse))
+        return number, found
 
     @property
     def sources(self) -> tuple[Source, ...]:

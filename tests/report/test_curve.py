@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from dnapretrain.errors import DataError
-from dnapretrain.report import NAME_HEIGHT, loss_curve, markdown_table, name_places, read_log, short_count, summary_rows
+from dnapretrain.report.curve import NAME_HEIGHT, loss_curve, name_places
+from dnapretrain.report.history import read_log
+from dnapretrain.report.tables import markdown_table, short_count, summary_rows
 
 
 def train(step, bits=1.9):

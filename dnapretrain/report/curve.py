@@ -1,22 +1,19 @@
-"""What a run did, from its log: the loss curve as a picture, the result as a table."""
+"""The loss curve of a run as a picture."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dnapretrain.errors import ConfigError, DataError
-
-LOG_FILE = "log.jsonl"
-UNIFORM_BITS = 2.0
-"""Bits per base of a model that gives each base 1/4."""
+from dnapretrain.errors import ConfigError
+from dnapretrain.report.history import RunHistory, is_masked, read_log
+from dnapretrain.report.tables import UNIFORM_BITS, short_count
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 TRAIN, TRAIN_RAW = "#1f5fa8", "#a9c6e6"
@@ -24,62 +21,6 @@ HELD_OUT = ("#d1495b", "#8f5fbf", "#2f9e77", "#c98a1b")
 """Colours of the held-out sets, in the order they first appear in the log."""
 NAME_HEIGHT = 13.0
 """Points that the name of a line takes, with some air."""
-
-
-@dataclass
-class RunHistory:
-    """The records of a run, one per step, in order of steps."""
-
-    train: list[dict[str, Any]] = field(default_factory=list)
-    held_out: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Evaluations by name of the set."""
-    start: dict[str, Any] = field(default_factory=dict)
-    """The last start record: resolved config, paths taken, data digest."""
-    damaged_lines: int = 0
-    """Lines that are not JSON objects, as a killed process leaves them."""
-
-
-def read_log(run_dir: Path, until_step: int | None = None) -> RunHistory:
-    """The history of a run from `<run_dir>/log.jsonl`, up to a step where one is given.
-
-    A resumed run takes up again at the step of its start record: what an abandoned run logged beyond that is
-    left out, and the last record of a step counts. Raises DataError if there is no log or no training step in it.
-    """
-    path = run_dir / LOG_FILE
-    if not path.is_file():
-        raise DataError(f"{path} is missing: no run has started in {run_dir}.")
-    history = RunHistory()
-    train: dict[int, dict[str, Any]] = {}
-    held_out: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        record = _parse(line)
-        if record is None:
-            history.damaged_lines += 1
-        elif until_step is not None and record.get("step", 0) > until_step:
-            continue
-        elif record["kind"] == "start":
-            history.start = record
-            taken_up = record.get("step", 0)
-            for steps in (train, *held_out.values()):
-                for step in [step for step in steps if step > taken_up]:
-                    del steps[step]
-        elif record["kind"] == "train":
-            train[record["step"]] = record
-        elif record["kind"] == "eval":
-            held_out.setdefault(record["set"], {})[record["step"]] = record
-    if not train:
-        raise DataError(f"{path} holds no training step.")
-    history.train = [train[step] for step in sorted(train)]
-    history.held_out = {name: [steps[step] for step in sorted(steps)] for name, steps in held_out.items() if steps}
-    return history
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and "kind" in record else None
 
 
 def loss_curve(run_dir: Path, output_png: Path, levels: Mapping[str, float] | None = None, until_step: int | None = None) -> None:
@@ -104,8 +45,8 @@ def loss_curve(run_dir: Path, output_png: Path, levels: Mapping[str, float] | No
     with plt.rc_context({"font.family": "DejaVu Sans", "font.size": 10.5, "text.color": INK, "axes.labelcolor": INK}):
         figure, axes = plt.subplots(figsize=(9.0, 5.0), dpi=160, layout="constrained")
         axes.plot(steps, bits, color=TRAIN_RAW, linewidth=0.9, zorder=2)
-        label = f"training (mean of {_window(len(bits))} steps)" if _window(len(bits)) > 1 else "training"
-        axes.plot(steps, _smoothed(bits), color=TRAIN, linewidth=2.0, zorder=3, label=label)
+        label = f"training (mean of {window_of(len(bits))} steps)" if window_of(len(bits)) > 1 else "training"
+        axes.plot(steps, smoothed(bits), color=TRAIN, linewidth=2.0, zorder=3, label=label)
         _held_out(axes, history)
         _limits(axes, steps, bits, history, [line.bits for line in lines])
         _dress(figure, axes, history, steps, tokens)
@@ -123,20 +64,14 @@ def _held_out(axes: Any, history: RunHistory) -> None:
         axes.plot(at, value, color=color, clip_on=False, zorder=4, label=f"held out: {name}, last {value[-1]:.3f}", **style)
 
 
-def is_masked(history: RunHistory) -> bool:
-    """True when the start record says that the run predicts masked bases from both sides."""
-    model = history.start.get("config", {}).get("model", {})
-    return bool(model.get("kind") == "encoder")
-
-
-def _window(count: int) -> int:
+def window_of(count: int) -> int:
     """Steps in the moving mean: odd, about a fortieth of the run."""
     return count // 40 | 1
 
 
-def _smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Centred moving mean; at the ends over the steps there are."""
-    half = _window(len(values)) // 2
+    half = window_of(len(values)) // 2
     sums = np.concatenate(([0.0], np.cumsum(values)))
     positions = np.arange(len(values))
     first, last = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
@@ -202,7 +137,7 @@ def name_places(lines: Sequence[float], height: float) -> list[float]:
 
 def _limits(axes: Any, steps: npt.NDArray[np.int64], bits: npt.NDArray[np.float64], history: RunHistory, levels: Sequence[float]) -> None:
     """Show where the run spends its time: the first twentieth of the steps may leave the picture at the top."""
-    late = _smoothed(bits)[len(bits) // 20 :]
+    late = smoothed(bits)[len(bits) // 20 :]
     evaluations = [record["bits_per_base"] for records in history.held_out.values() for record in records]
     shown = [float(late.min()), float(late.max()), float(np.quantile(bits, 0.01)), *evaluations, *levels]
     low, high = min(shown), max(shown)
@@ -230,50 +165,3 @@ def _dress(figure: Any, axes: Any, history: RunHistory, steps: npt.NDArray[np.in
     axes.set_title(f"{unit.capitalize()} while training", loc="left", fontsize=13, fontweight="bold", pad=10)
     if history.damaged_lines:
         figure.text(0.005, 0.005, f"{history.damaged_lines} damaged log line(s) left out", color=MUTED, fontsize=8)
-
-
-def short_count(value: float) -> str:
-    """A count for people: 950, 12.5 k, 3.4 M, 1.2 B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:.0f}"
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table; numbers to the right, floats with four decimals."""
-    if not rows:
-        return ""
-    keys = list(rows[0])
-    cells = [[_cell(row[key]) for key in keys] for row in rows]
-    numeric = [all(isinstance(row[key], (int, float)) for row in rows) for key in keys]
-    widths = [max(len(key), 3, *(len(row[column]) for row in cells)) for column, key in enumerate(keys)]
-    lines = [
-        _line(keys, widths, numeric),
-        "|" + "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)) + "|",
-        *(_line(row, widths, numeric) for row in cells),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def summary_rows(model: Mapping[str, float], ladder: Mapping[int, float], name: str = "count model, order {}") -> list[dict[str, Any]]:
-    """Rows for `markdown_table`: every model by name and every count model of the ladder, best first, with the uniform one.
-
-    `name` has {} where the number of the ladder goes: "count model, {} flanks each side" for one that sees both sides.
-    """
-    named = list(model.items())
-    named += [(name.format(number), bits) for number, bits in ladder.items()]
-    named.append(("uniform", UNIFORM_BITS))
-    return [{"model": name, "bits per base": float(bits)} for name, bits in sorted(named, key=lambda item: item[1])]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    return (
-        "| "
-        + " | ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(cells, widths, numeric, strict=True))
-        + " |"
-    )

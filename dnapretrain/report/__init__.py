@@ -1,0 +1,1 @@
+"""What a run did, from its log: curve, page, comparison."""
