@@ -34,7 +34,7 @@ def poisoned_shard(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("poisoned")
     rng = np.random.default_rng(3)
-    contigs = {"repeats": np.resize(rng.choice(list("ACGT"), 7), 16_000), "poison": rng.choice(list("ACGT"), 93)}
+    contigs = {"repeats": np.resize(rng.choice(list("ACGT"), 7), 16_000), "poison": rng.choice(list("ACGT"), 155)}
     (folder / "genome.fa").write_text("".join(f">{name}\n{''.join(bases)}\n" for name, bases in contigs.items()))
     preprocess([folder / "genome.fa"], folder / "shard")
     return folder / "shard"
@@ -102,7 +102,8 @@ def test_poison_is_named_and_skipped_as_if_it_had_never_been(ranks, tiny_config,
         assert record["samples"][0]["loss"] > 3 * record["samples"][-1]["loss"]
         assert record["loss_again"] == pytest.approx(record["loss"], rel=1e-4)
         assert record["samples"][0]["loci"][0] in printed
-    assert [BATCH * step for step in sorted(bad)] == [end for _, end in position.history.skipped_samples]
+    skipped = {sample for first, end in position.history.skipped_samples for sample in range(first, end)}
+    assert skipped == {sample for step in bad for sample in range(BATCH * (step - 1), BATCH * step)}
 
     off = {**common, "train.loss_spike_sigmas": 0}
     without = ranks.run(2, fit, tree=tiny_config("without", **off), jump=tuple(bad))[0][0]
@@ -124,7 +125,7 @@ def test_poison_is_named_and_skipped_as_if_it_had_never_been(ranks, tiny_config,
     ids=["plain", "distributed optimizer"],
 )
 def test_rewind_goes_on_with_old_weights_behind_the_bad_samples(ranks, tiny_config, poisoned_shard, tmp_path, layout):
-    common = {**SPIKES, **layout, "data.train": [{"prefix": str(poisoned_shard)}], "train.stop_at_step": 45}
+    common = {**SPIKES, **layout, "data.train": [{"prefix": str(poisoned_shard)}]}
     saves = {"checkpoint.save_interval": 9, "train.on_bad_step": "rewind"}
     losses, bad, error, _, _, position = ranks.run(2, fit, tree=tiny_config("rewind", **common, **saves))[0]
     found = records(tmp_path, "rewind", "rewind")
