@@ -167,6 +167,7 @@ class Trainer:
         if self.stop.reason:
             self.log.write("stop", step=self.position.step, reason=self.stop.reason)
             self.log.say(f"stopped after step {self.position.step} by {self.stop.reason}; the same command goes on from there")
+        self.watch.enter("end")
 
     def save(self, position: RunPosition) -> None:
         """Save this state and wait for it."""
