@@ -422,6 +422,8 @@ class ParallelConfig(Section):
     """Reduce gradients while the backward pass runs (CUDA)."""
     overlap_param_gather: bool = False
     """Gather parameters while the forward pass runs (CUDA, distributed optimizer)."""
+    distributed_timeout_minutes: float = Field(40.0, gt=0)
+    """A rank that waits longer for others ends the run with an error; longer than checkpoint.timeout_seconds."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -496,6 +498,23 @@ class TrainConfig(Section):
     """Steps between evaluations on the held-out sets; 0: only at the end."""
     eval_samples: int | None = Field(None, gt=0)
     """Samples, spread evenly over each held-out set, in the evaluations on the way (the last one uses all); default: all."""
+    on_bad_step: Literal["stop", "skip", "rewind"] = "skip"
+    """What happens where loss or gradient norm are not finite or a spike. stop: end with an error, saved as before the step. skip: no
+    update, on to the next samples. rewind: back to the weights of the newest checkpoint, on with the samples after the bad ones."""
+    loss_spike_sigmas: float = Field(0.0, ge=0)
+    """A step is bad whose loss exceeds the median of the last spike_window good steps by so many standard deviations (1.4826 x the
+    median absolute deviation); 0: off. 6 is usual."""
+    grad_norm_spike_factor: float = Field(0.0, ge=0)
+    """A step is bad whose gradient norm, before clipping, exceeds so many times the median of these steps; 0: off."""
+    spike_window: int = Field(128, ge=2)
+    """Good steps that spikes are measured against; until a stage of the data has made so many, nothing is a spike."""
+    max_bad_steps: int = Field(10, ge=1)
+    """End with an error when more than so many of the last spike_window steps were bad; with rewind, of at least the last
+    checkpoint.save_interval steps."""
+    check_weight_hash_across_dp_replicas_interval: int = Field(0, ge=0)
+    """Steps between comparisons of the weights on all data-parallel ranks, by digests; 0: never. A difference ends the run."""
+    deterministic: bool = False
+    """Use only CUDA kernels whose results do not change from run to run, and refuse others; slower. On CPU it changes nothing."""
 
     @field_validator("exit_duration", "slurm_margin", mode="before")
     @classmethod
@@ -540,6 +559,12 @@ class LogConfig(Section):
     """offline: into RUN/wandb, to be sent with `wandb sync`, where compute nodes have no network."""
     peak_tflops: float | None = Field(None, gt=0)
     """Peak of one rank that MFU is measured against; default: the data sheet's, by the GPU's name; none on CPU."""
+    straggler_factor: float = Field(1.5, ge=0)
+    """Name the slowest rank with each console line where its own work takes longer than so many times the median; 0: never."""
+    heartbeat_seconds: float = Field(10.0, ge=0)
+    """Seconds between two states of heartbeat.json in the run folder; 0: none."""
+    hang_seconds: float = Field(600.0, ge=0)
+    """A rank that does not get on for so long writes its stack to hangs/ in the run folder, and says so; 0: never. Training goes on."""
 
 
 class RunConfig(Section):

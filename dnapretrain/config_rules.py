@@ -81,6 +81,7 @@ def check_rules(config: RunConfig) -> None:
     _check_split(split)
     _check_stages(config)
     _check_keeping(config)
+    _check_watching(config)
 
 
 def _check_pipeline(config: RunConfig) -> None:
@@ -301,6 +302,21 @@ def _check_stages(config: RunConfig) -> None:
     for number, source in enumerate(sources):
         if stages and not any(stage.weights is None or stage.weights[number] for stage in stages):
             raise ConfigError(f"source {source.prefix} of data.train has weight 0 in every stage of data.stages. Remove it, or raise one.")
+
+
+def _check_watching(config: RunConfig) -> None:
+    train, checkpoint = config.train, config.checkpoint
+    if train.on_bad_step == "rewind" and not checkpoint.save_interval:
+        raise ConfigError(
+            "train.on_bad_step=rewind goes back to the newest checkpoint, but checkpoint.save_interval = 0 writes one only at the end. "
+            "Set it."
+        )
+    minutes = config.parallel.distributed_timeout_minutes
+    if minutes * 60 <= checkpoint.timeout_seconds:
+        raise ConfigError(
+            f"parallel.distributed_timeout_minutes = {minutes:g} is no longer than checkpoint.timeout_seconds = "
+            f"{checkpoint.timeout_seconds:g}: ranks that wait for a slow save would end the run. Raise the one or lower the other."
+        )
 
 
 def _check_keeping(config: RunConfig) -> None:

@@ -29,3 +29,15 @@ class DamagedCheckpointError(CheckpointError):
 
 class LostRankError(DnaPretrainError):
     """Another rank of the run has gone; why is for that rank, or for the launcher, to say."""
+
+
+class BadStepError(DnaPretrainError):
+    """Loss or gradient norm are not finite or a spike, and the settings do not let the run go on; names the samples and their loci."""
+
+
+class DivergedReplicasError(DnaPretrainError):
+    """Ranks that must hold the same weights do not: names the ranks and the weight."""
+
+
+class HangError(DnaPretrainError):
+    """A rank has waited too long for another: names the step, the place and the ranks that did not get there."""

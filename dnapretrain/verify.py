@@ -104,6 +104,8 @@ def proof_tree(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     tree["train"].update(
         run_dir=str(run_dir), train_steps=max(config.train.train_steps, steps + 1), stop_at_step=steps, eval_interval=0, exit_duration=None
     )
+    if config.train.on_bad_step == "rewind":  # there will be no checkpoint to go back to
+        tree["train"]["on_bad_step"] = "skip"
     tree["checkpoint"].update(save_interval=0, resume=True, keep_last=None, keep_every=None, keep_best=None)
     if config.optim.lr_warmup_steps >= steps:  # the learning rate would stay near 0, and wrong gradients would hardly be seen
         tree["optim"]["lr_warmup_steps"] = steps // 2

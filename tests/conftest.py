@@ -84,7 +84,7 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
         }
         for key, value in overrides.items():
             section, _, leaf = key.partition(".")
-            tree[section][leaf] = value
+            tree.setdefault(section, {})[leaf] = value
         return tree
 
     return build

@@ -122,7 +122,10 @@ def test_what_is_given_is_what_preprocess_gets(tmp_path: Path, monkeypatch: pyte
         (["preprocess", "a.fa", "--output", "o", "--over"], "unrecognized arguments: --over"),
         (["inspect", "a", "b"], "unrecognized arguments: b"),
         (["pretrain", "a.yaml", "--rank", "2"], "unrecognized arguments: --rank"),
-        (["convert", "to-gguf", "a", "b"], "argument DIRECTION: invalid choice: 'to-gguf' (choose from 'to-hf', 'from-hf', 'from-megatron')"),
+        (
+            ["convert", "to-gguf", "a", "b"],
+            "argument DIRECTION: invalid choice: 'to-gguf' (choose from 'to-hf', 'from-hf', 'from-megatron')",
+        ),
         (["verify", "resume"], "the following arguments are required: CONFIG"),
     ],
 )

@@ -225,6 +225,14 @@ def test_several_problems_are_told_together() -> None:
 SEQUENCE_PARALLEL = "parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false."
 RULES: list[tuple[dict[str, Any], str]] = [
     (
+        {"train__on_bad_step": "rewind"},
+        "train.on_bad_step=rewind goes back to the newest checkpoint, but checkpoint.save_interval = 0 writes one only at the end. Set it.",
+    ),
+    (
+        {"parallel__distributed_timeout_minutes": 30},
+        "parallel.distributed_timeout_minutes = 30 is no longer than checkpoint.timeout_seconds = 1800: ranks that wait for a slow save",
+    ),
+    (
         {"model__num_attention_heads": 7},
         "model.hidden_size = 64 is not divisible by model.num_attention_heads = 7. Or set model.kv_channels.",
     ),

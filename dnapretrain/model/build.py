@@ -82,6 +82,7 @@ def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, in
     transformer_config = to_transformer_config(config.model, config.parallel, config.train.precision, config.train.recompute, platform)
     # Megatron's own initialization is overwritten, but it also marks which weights are spread over tensor-parallel ranks.
     transformer_config.perform_initialization = initialize_weights
+    transformer_config.deterministic_mode = config.train.deterministic and platform.is_cuda
     virtual = config.parallel.virtual_pipeline_model_parallel_size
     chunks: list[Chunk] = []
     for stage in range(virtual or 1):

@@ -18,9 +18,6 @@ from dnapretrain.errors import DnaPretrainError, LostRankError
 from dnapretrain.parallel import cpu_engine
 from dnapretrain.parallel.platform import Platform
 
-TIMEOUT = timedelta(minutes=40)
-"""A collective that waits longer than this ends the run with an error: longer than a save may take (checkpoint.timeout_seconds)."""
-
 LOST_PEER = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|failed to recv|recvValue failed|NCCL error.*remote process",
     re.IGNORECASE,
@@ -41,9 +38,10 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     arguments: dict[str, Any] = {"init_method": "env://"} if store is None else {"store": store}
     if platform.is_cuda:
         arguments["device_id"] = platform.device
-    dist.init_process_group(platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=TIMEOUT, **arguments)
+    timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+    dist.init_process_group(platform.backend, rank=platform.rank, world_size=platform.world_size, timeout=timeout, **arguments)
     global _control
-    _control = dist.new_group(backend="gloo", timeout=TIMEOUT) if platform.is_cuda else None
+    _control = dist.new_group(backend="gloo", timeout=timeout) if platform.is_cuda else None
     from megatron.core import tensor_parallel
 
     _build_groups(parallel)
@@ -77,6 +75,7 @@ def _build_groups(parallel: ParallelConfig) -> None:
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
     )
 
 
@@ -130,6 +129,30 @@ def max_of_ranks(value: int) -> int:
     largest = torch.tensor([value], dtype=torch.int64)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_control)
     return int(largest.item())
+
+
+def gather_of_ranks(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank; by their processors."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value, group=_control)
+    return gathered
+
+
+def gather_of_replicas(values: torch.Tensor) -> list[torch.Tensor]:
+    """`values` of this rank and of those that hold the same weights, in the order of `replica_ranks`."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    gathered = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, values, group=group)
+    return gathered
+
+
+def replica_ranks() -> list[int]:
+    """Ranks that hold the same weights as this one, itself too."""
+    from megatron.core import parallel_state
+
+    return dist.get_process_group_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
 
 def problems_of_ranks(problem: str) -> list[str]:

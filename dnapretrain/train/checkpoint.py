@@ -7,8 +7,8 @@ digest and the digest of every file. `<run_dir>/checkpoints/latest` names the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, DamagedCheckpointError
 from dnapretrain.parallel.groups import on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
+from dnapretrain.train.bad_steps import StepHistory
 from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
 
 SHARDING = {
@@ -49,6 +50,8 @@ class RunPosition:
     consumed_tokens: int = 0
     schedule_samples: int = 0
     """Samples the learning-rate schedule has advanced by: those of steps that updated the weights."""
+    history: StepHistory = field(default_factory=StepHistory)
+    """What the rules for bad steps remember."""
 
 
 def load_checkpoint(
@@ -75,7 +78,24 @@ def load_checkpoint(
     adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     use_settings(optimizer, config.optim)
-    return RunPosition(**{name: state[name] for name in RunPosition.__dataclass_fields__})
+    counts = {name: state[name] for name in ("step", "consumed_samples", "consumed_tokens", "schedule_samples")}
+    return RunPosition(**counts, history=StepHistory.from_json(state["history"]) if "history" in state else StepHistory())
+
+
+def load_newest(
+    candidates: Sequence[Path], config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, digest_at: Callable[[int], str]
+) -> tuple[RunPosition, Path, list[str]]:
+    """Load the first of `candidates` that is whole: (position, checkpoint, a warning for each that was passed over).
+
+    Raises as `load_checkpoint`; DamagedCheckpointError where none is whole.
+    """
+    warnings: list[str] = []
+    for checkpoint in candidates[:-1]:
+        try:
+            return load_checkpoint(checkpoint, config, platform, chunks, optimizer, digest_at), checkpoint, warnings
+        except DamagedCheckpointError as damage:
+            warnings.append(f"WARNING: {damage} The one before it is tried.")
+    return load_checkpoint(candidates[-1], config, platform, chunks, optimizer, digest_at), candidates[-1], warnings
 
 
 def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:

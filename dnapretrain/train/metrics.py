@@ -43,7 +43,9 @@ class StepReport:
     sequence_length: int
     """Tokens of each, padding too."""
     updated: bool
-    """False when the update was left out because loss or gradient were not finite."""
+    """False when the update was left out: a bad step, or no base of the batch had a weight."""
+    bad_step: str
+    """Why the step is bad (`bad_steps`); '' where it is not."""
     seconds: float
 
 
@@ -108,19 +110,19 @@ class RunLog:
         elif self.is_main and text.startswith("WARNING"):
             print(text, file=sys.stderr, flush=True)
 
-    def step(self, report: StepReport, consumed_samples: int, totals: dict[str, Any], show: bool, total_steps: int) -> None:
-        """Record a step; print it when `show`."""
+    def step(self, report: StepReport, consumed_samples: int, totals: dict[str, Any], show: bool, total_steps: int, remark: str) -> None:
+        """Record a step; print it, and `remark` with it, when `show`."""
         self.write("train", **asdict(report), consumed_samples=consumed_samples, **totals)
         left = self._time_left(report.step, total_steps)
         if show:
             mfu = "" if totals["mfu"] is None else f" | MFU {totals['mfu']:.1%}"
-            skipped = "" if report.updated else " | UPDATE SKIPPED: gradient not finite, or no base with a weight"
+            skipped = "" if report.updated else f" | NO UPDATE: {report.bad_step or 'no base with a weight'}"
             self.say(
                 f"step {report.step:>6}/{total_steps} | samples {consumed_samples:>9,} | loss {report.loss:.4f} | "
                 f"{self.unit} {report.bits_per_base:.4f} | accuracy {report.accuracy:.3f} | "
                 f"lr {report.lr:.2e} | grad norm {report.grad_norm:.3f} | "
                 f"{report.seconds * 1e3:,.0f} ms | {totals['tokens_per_second']:,.0f} tokens/s | "
-                f"{totals['tflops']:.3f} TFLOP/s per rank{mfu}{left}{skipped}"
+                f"{totals['tflops']:.3f} TFLOP/s per rank{mfu}{left}{skipped}{remark}"
             )
 
     def _time_left(self, step: int, total_steps: int) -> str:

@@ -18,17 +18,18 @@ from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
-from dnapretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
 from dnapretrain.model.counts import FLOPS_FORMULA, stored_parameters
 from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel import platform as platforms
+from dnapretrain.parallel.determinism import determinism, make_deterministic
 from dnapretrain.parallel.groups import main_rank_does, one_error_for_a_lost_rank, problems_of_ranks, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.parallel.signals import StopSignals
-from dnapretrain.train.checkpoint import RunPosition, load_checkpoint, load_weights
+from dnapretrain.train.checkpoint import RunPosition, load_newest, load_weights
 from dnapretrain.train.continued import start_from
 from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
@@ -38,6 +39,7 @@ from dnapretrain.train.saver import CheckpointSaver
 from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.trackers import check_trackers
 from dnapretrain.train.trainer import Trainer
+from dnapretrain.train.watch import Watch
 
 
 def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
@@ -46,6 +48,8 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
     `signals`, watched by the caller, stop the run after a step with a checkpoint: then `stop.reason` of the trainer says so.
     """
     started = time.monotonic()
+    if config.train.deterministic:
+        make_deterministic(platforms.choose_device(config.train.device) == "cuda")
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
     check_trackers(config.log)
@@ -56,10 +60,13 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
             start_groups(platform, config.parallel, config.train.seed)
             remark = _take(lock, platform)
             trainer = build_trainer(config, platform, data, signals, started, remark)
+            trainer.watch.start()
             try:
-                trainer.fit()
+                with trainer.watch.names_timeouts(config.parallel.distributed_timeout_minutes):
+                    trainer.fit()
                 trainer.log.close()
             finally:
+                trainer.watch.stop()
                 trainer.saver.stop()
     finally:
         lock.release()
@@ -94,14 +101,9 @@ def build_trainer(
 
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
     position, resume_from, remarks = RunPosition(), None, [remark] if remark else []
-    for checkpoint in candidates:
-        try:
-            position, resume_from = load_checkpoint(checkpoint, config, platform, wrapped, optimizer, data.train.digest_at), checkpoint
-            break
-        except DamagedCheckpointError as damage:
-            if checkpoint == candidates[-1]:
-                raise
-            remarks.append(f"WARNING: {damage} The one before it is tried.")
+    if candidates:
+        position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at)
+        remarks += warnings
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)
     best_set = "valid" if "valid" in data.held_out else next(iter(data.held_out), "")
@@ -122,6 +124,7 @@ def build_trainer(
         log=log,
         saver=saver,
         stop=StopRequest(config.train, platform.is_main, signals or StopSignals(), time.monotonic() if started is None else started),
+        watch=Watch(run_dir, platform.rank, platform.world_size, config.log.heartbeat_seconds, config.log.hang_seconds),
         position=position,
     )
     if trainer.stop.forget_old_file():
@@ -236,6 +239,7 @@ def _log_start(
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
     paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
+    paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
     parallel, log = config.parallel, trainer.log
     tp, pp, dp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, trainer.place.data_parallel_size
     log.write(

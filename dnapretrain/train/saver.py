@@ -113,6 +113,11 @@ class CheckpointSaver:
                 f"The newest checkpoint is of step {self.saved_step}."
             )
 
+    def newest_step(self) -> int:
+        """Step of the newest finished checkpoint, 0 for none; a save that is still being written is waited for."""
+        self._finish()
+        return self.saved_step
+
     def note_loss(self, set_name: str, step: int, loss: float) -> None:
         """Remember a held-out loss."""
         if set_name == self.best_set:

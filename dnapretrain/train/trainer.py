@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import bisect
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,11 +21,16 @@ from dnapretrain.evaluate.heldout import EvaluationStoppedError, HeldOutLoss, he
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.model.loss import NUM_TOTALS, forward_step
-from dnapretrain.parallel.groups import seed_dropout, sum_over_data_parallel
+from dnapretrain.parallel.groups import max_of_ranks, seed_dropout, sum_over_data_parallel
+from dnapretrain.train.bad_steps import Bad, StepHistory, after_bad_step, after_good_step, describe, judge, spike_limits
 from dnapretrain.train.checkpoint import RunPosition
 from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base
+from dnapretrain.train.recovery import Recovery
+from dnapretrain.train.replicas import check_replicas
 from dnapretrain.train.saver import CheckpointSaver
 from dnapretrain.train.stopping import StopRequest
+from dnapretrain.train.stragglers import StepTimer
+from dnapretrain.train.watch import Watch
 
 
 @dataclass
@@ -46,15 +51,17 @@ class Trainer:
     log: RunLog
     saver: CheckpointSaver
     stop: StopRequest
+    watch: Watch
     position: RunPosition
 
     def __post_init__(self) -> None:
-        # The schedule stands where the samples that updated the weights have brought it.
-        self.schedule.num_steps = 0
-        self.schedule.step(self.position.schedule_samples)
+        self._stand_at(self.position)
         self.forward_backward = get_forward_backward_func()
+        self.timer = StepTimer(self.place.device.type == "cuda")
+        self.recovery = Recovery(self.config, self.chunks, self.stream, self.place, self.log, self.saver, self.forward_backward)
+        self._stage_ends = [stage.until_samples or 0 for stage in self.config.data_by_samples().stages[:-1]]
         megatron = self.chunks[0].config
-        megatron.finalize_model_grads_func = finalize_model_grads
+        megatron.finalize_model_grads_func = self._reduce_gradients
         if self.config.parallel.overlap_grad_reduce:
             hooks = [chunk.no_sync for chunk in self.chunks]
             megatron.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
@@ -62,6 +69,8 @@ class Trainer:
     def train_step(self, batches: list[Iterator[DeviceBatch | None]]) -> StepReport:
         """One optimizer step on one global batch (one iterator per model chunk over this rank's micro-batches)."""
         started = time.perf_counter()
+        self.timer.begin_step()
+        self.watch.enter("forward-backward", self.position.step + 1)
         batch_size = self.config.global_batch_size(self.position.consumed_samples)
         sequence_length = self.stream.length_at(self.position.consumed_samples)
         if self.config.model.has_dropout:
@@ -82,24 +91,24 @@ class Trainer:
 
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        # A loss that is not finite makes the norm so too; 0 means that no base of the batch had a weight. On every rank alike.
-        updated = math.isfinite(grad_norm) and grad_norm > 0
+        loss_sum, weight_sum, num_targets, correct_sum, num_tokens, *_ = self._sums(reports)
+        loss = loss_sum / max(weight_sum, 1e-30)
+        bad_step, history = self._judge(loss, grad_norm, batch_size)
+        updated = not bad_step and grad_norm > 0  # 0: no base of the batch had a weight
         lr = self.schedule.get_lr(self.optimizer.param_groups[0])
+        self.watch.enter("update")
         if updated:
             self._clip(grad_norm)
             self.optimizer.step_with_ready_grads()
             self.schedule.step(batch_size)
 
-        totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=self.place.device)
-        for report in reports:
-            totals += report
-        loss_sum, weight_sum, num_targets, correct_sum, num_tokens, *_ = sum_over_data_parallel(totals).tolist()
-        loss = loss_sum / max(weight_sum, 1e-30)
+        self.timer.end_step()
         self.position = RunPosition(
             step=self.position.step + 1,
             consumed_samples=self.position.consumed_samples + batch_size,
             consumed_tokens=self.position.consumed_tokens + int(num_tokens),
             schedule_samples=self.schedule.num_steps,
+            history=history,
         )
         return StepReport(
             step=self.position.step,
@@ -113,6 +122,7 @@ class Trainer:
             batch_size=batch_size,
             sequence_length=sequence_length,
             updated=updated,
+            bad_step=bad_step,
             seconds=time.perf_counter() - started,
         )
 
@@ -129,15 +139,26 @@ class Trainer:
         if self.position.step >= last_step:
             self._nothing_to_do(last_step)
         while self.position.step < last_step and not self.stop.agreed():
+            before = self.position
             report = self.train_step(self.next_batches())
             step = report.step
+            self.watch.enter("after the step")
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
-            self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps)
+            slow = self._straggler(step) if step % log.log_interval == 0 else ""
+            self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps, slow)
+            if report.bad_step:
+                self._stand_at(self.recovery.handle(report, before, self.position))
+            interval = train.check_weight_hash_across_dp_replicas_interval
+            if interval and step % interval == 0:
+                check_replicas(self.chunks, step, self.config.parallel.overlap_param_gather)
+            self.watch.enter("saving")
             self.saver.advance()
             if self.saver.due(step) or step == last_step:
                 self.saver.begin(self.position)
             if (train.eval_interval and step % train.eval_interval == 0) or step == train.train_steps:
+                self.watch.enter("evaluation")
                 self.evaluate()
+        self.watch.enter("saving")
         self.saver.save(self.position)
         bases, samples = self.stream.cut()
         if bases:  # only where tokens stand for different numbers of bases
@@ -146,6 +167,7 @@ class Trainer:
         if self.stop.reason:
             self.log.write("stop", step=self.position.step, reason=self.stop.reason)
             self.log.say(f"stopped after step {self.position.step} by {self.stop.reason}; the same command goes on from there")
+        self.watch.enter("end")
 
     def save(self, position: RunPosition) -> None:
         """Save this state and wait for it."""
@@ -181,6 +203,47 @@ class Trainer:
         self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")
         if self.position.step == self.config.train.train_steps and self.held_out and not self.saver.was_evaluated(self.position.step):
             self.evaluate()  # a stop has broken off the one at the end
+
+    def _stand_at(self, position: RunPosition) -> None:
+        """Go on from `position`: the schedule stands where the samples that updated the weights have brought it."""
+        self.position = position
+        self.schedule.num_steps = 0
+        self.schedule.step(position.schedule_samples)
+
+    def _reduce_gradients(self, *arguments: Any, **options: Any) -> None:
+        self.timer.ready_to_reduce()
+        self.watch.enter("gradient reduction")
+        finalize_model_grads(*arguments, **options)
+
+    def _sums(self, reports: list[torch.Tensor]) -> list[float]:
+        """The NUM_TOTALS sums of the global batch, on every rank."""
+        totals = torch.zeros(NUM_TOTALS, dtype=torch.float64, device=self.place.device)
+        for report in reports:
+            totals += report
+        sums: list[float] = sum_over_data_parallel(totals).tolist()
+        return sums
+
+    def _judge(self, loss: float, grad_norm: float, batch_size: int) -> tuple[str, StepHistory]:
+        """(why the step is bad or '', the history with it), decided by all ranks together."""
+        train, position = self.config.train, self.position
+        stage = bisect.bisect_right(self._stage_ends, position.consumed_samples)
+        limits = spike_limits(train, position.history, stage)
+        bad = Bad(max_of_ranks(judge(limits, loss, grad_norm)))
+        if not bad:
+            learned = grad_norm > 0
+            return "", after_good_step(train, position.history, stage, loss, grad_norm) if learned else position.history
+        span = max(train.spike_window, self.config.checkpoint.save_interval if train.on_bad_step == "rewind" else 0)
+        samples = (position.consumed_samples, position.consumed_samples + batch_size)
+        return describe(bad, limits, loss, grad_norm), after_bad_step(position.history, position.step + 1, samples, span)
+
+    def _straggler(self, step: int) -> str:
+        """The slowest rank of the last steps in words, where it is slow; '' where none is."""
+        factor = self.config.log.straggler_factor
+        slow = self.timer.slowest(factor) if factor else None
+        if slow is None:
+            return ""
+        self.log.write("straggler", step=step, **asdict(slow))
+        return f" | SLOW: rank {slow.rank} on {slow.host}, {slow.seconds * 1e3:,.0f} ms alone, median {slow.median_seconds * 1e3:,.0f}"
 
     def _clip(self, grad_norm: float) -> None:
         if self.config.optim.clip_grad > 0:
