@@ -103,7 +103,7 @@ class _Reader:
         return bases
 
     def qualities(self, line: bytes) -> bytes:
-        self._qualities += len(line.strip())
+        self._qualities += len(line.strip(b" \t\r"))
         if self._qualities > self._bases:
             raise ValueError(
                 f"{place(self.line, self._name)}: {self._bases} bases but at least {self._qualities} qualities. "

@@ -185,6 +185,7 @@ ERRORS = {
     "FASTQ, fewer qualities": (b"@a\nACGT\n+\nIII\n@b\nACGT\n+\nIIII\n", "line 5, record 'a': 4 bases but at least 5 qualities"),
     "FASTQ, more qualities": (b"@a\nACGT\n+\nIIIII\n", "line 4, record 'a': 4 bases but at least 5 qualities"),
     "FASTQ, CR within lines": (b"@a\r\nAC\rGT\r\n+\r\nIII\rI\r\n", "line 4, record 'a': 4 bases but at least 5 qualities"),
+    "FASTQ, form feed among qualities": (b"@a\nACGT\n+\n\fIIII\n", "line 4, record 'a': 4 bases but at least 5 qualities"),
     "FASTQ, more lines": (b"@a\nACGT\n+\nIIII\nIIII\n", "line 5: a FASTQ record begins with '@', this line with b'I'"),
     "FASTQ, cut in qualities": (
         b"@a\nAC\n+\nII\n@b\nACGT\n+\nII",
