@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from dnapretrain.data.sampling.region_groups import RegionGroups
+from dnapretrain.data.sampling.samples import RegionClasses
 
 SUMS = 3
 """Sums of each class."""
@@ -20,13 +20,13 @@ Regions = dict[str, dict[str, dict[str, float]]]
 """Grouping -> class -> bits_per_base, num_bases, weight."""
 
 
-def num_region_sums(regions: RegionGroups | None) -> int:
+def num_region_sums(regions: RegionClasses | None) -> int:
     """How many numbers `region_sums` gives."""
     return SUMS * regions.num_classes if regions else 0
 
 
 def region_sums(
-    regions: RegionGroups | None,
+    regions: RegionClasses | None,
     sample_ids: np.ndarray | None,
     first_tokens_B: torch.Tensor | None,
     labels_BS: torch.Tensor,
@@ -51,7 +51,7 @@ def region_sums(
     return torch.cat([torch.einsum("bs,bsc->c", values_BS, counts_BSC) for values_BS in per_base])
 
 
-def summarise_regions(regions: RegionGroups | None, sums: list[float]) -> Regions | None:
+def summarise_regions(regions: RegionClasses | None, sums: list[float]) -> Regions | None:
     """What the sums of all ranks say, grouping by grouping; classes without a target are left out. None without `regions`."""
     if regions is None:
         return None

@@ -37,9 +37,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -54,8 +54,25 @@ from dnapretrain.data.shards.stretches import find_stretches
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from dnapretrain.data.sampling.region_groups import RegionGroups
+
+class RegionClasses(Protocol):
+    """Tells the classes of the bases of a held-out set apart (`region_groups.RegionGroups`)."""
+
+    @property
+    def groupings(self) -> Mapping[str, Sequence[str]]:
+        """The classes of each grouping."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of all groupings."""
+
+    @property
+    def report(self) -> list[dict[str, Any]]:
+        """What was read of each region file."""
+
+    def counts(self, sample_ids: Iterable[int], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Bases of each class in each token [samples, tokens, classes]."""
+
 
 FORMAT = 1
 """Changes when the same settings begin to give other samples: part of every stream's digest."""
@@ -150,7 +167,7 @@ class SampleStream:
         self.name = name
         self.tokenizer = tokenizer
         self.sequence_length = data.sequence_length
-        self.regions: RegionGroups | None = None
+        self.regions: RegionClasses | None = None
         """Of a held-out set: the classes its loss is told apart by (`open_regions`); None: no such classes."""
         self._sources = list(sources)
         self._data = data
