@@ -171,3 +171,9 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
 def test_a_file_in_no_room_is_refused() -> None:
     with pytest.raises(LookupError, match="no room"):
         room("dnapretrain.shed.tools")
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """Their folders are no packages: of two files with one name pytest loads the first alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
