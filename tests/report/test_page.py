@@ -102,7 +102,7 @@ def reported(env, store, tree, until):
     trainer, _, _ = training.begin(env, store, tree)
     while trainer.position.step < until:
         report = trainer.train_step(trainer.next_batches())
-        trainer.log.step(report, trainer.position.consumed_samples, trainer._rates(report), False, 24)
+        trainer.log.step(report, trainer.position.consumed_samples, trainer._rates(report), False, 24, "")
     trainer.evaluate()
     trainer.save(trainer.position)
     trainer.log.close()

@@ -126,7 +126,7 @@ def test_the_console(console, tmp_path, capsys, monkeypatch):
     log = RunLog(tmp_path, True, False, LogConfig(console=console))
     totals = {"mfu": 0.4, "tokens_per_second": 1e4, "tflops": 0.1}
     for step in (1, 2, 3):
-        log.step(report(step), 2 * step, totals, step != 2, 3)
+        log.step(report(step), 2 * step, totals, step != 2, 3, "")
     log.close()
     printed = capsys.readouterr().out.splitlines()
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
@@ -141,7 +141,7 @@ def test_time_left_is_by_the_clock(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
     log = RunLog(tmp_path, True, False)
     for step in (1, 2, 3):
-        log.step(report(step), 2 * step, {"mfu": None, "tokens_per_second": 1e4, "tflops": 0.1}, True, 100)
+        log.step(report(step), 2 * step, {"mfu": None, "tokens_per_second": 1e4, "tflops": 0.1}, True, 100, "")
     first, second, third = capsys.readouterr().out.splitlines()
     assert "left" not in first and second.endswith("| 3 min 16 s left") and third.endswith("| 3 min 14 s left")
 
