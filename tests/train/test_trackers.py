@@ -116,7 +116,7 @@ def test_one_that_cannot_be_closed_is_said(packages, tmp_path, capsys):
 
 
 def report(step):
-    return StepReport(step, 1.3, 1.9, 0.3, 0.5, 1e-3, 10, 10, 2, 8, True, 0.25)
+    return StepReport(step, 1.3, 1.9, 0.3, 0.5, 1e-3, 10, 10, 2, 8, True, "", 0.25)
 
 
 @pytest.mark.parametrize("console", ["lines", "json", "quiet"])
