@@ -16,8 +16,7 @@ The seed fixes what is drawn, not the timing of processes. A full disk needs roo
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
+import contextlib
 import os
 import random
 import shutil
@@ -32,17 +31,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import psutil
-from chaos_support import EVAL_INTERVAL, ROOT, SAVE_INTERVAL, losses_of, make_config, same_end, torn_files
+from chaos_run import DisturbedRun, fingerprint, kill, kill_all, ranks_of
+from chaos_support import EVAL_INTERVAL, SAVE_INTERVAL, make_config
 
-from dnapretrain.convert.native import file_digest
 from dnapretrain.parallel.signals import EXIT_STOPPED
-from dnapretrain.report.history import read_log
 from dnapretrain.train.retention import step_of
 
-WAIT_SECONDS = 120
 DISK_BYTES = 64 << 20
 KILL_ONE, KILL_ALL, STOP, FULL_DISK = "SIGKILL of one rank", "SIGKILL of all", "stop (SIGTERM, SIGUSR2)", "full disk"
 CUT, FLIP, REMOVE = "checkpoint cut short", "checkpoint, one bit flipped", "checkpoint, file removed"
@@ -63,152 +58,31 @@ class Strike:
     """What was damaged."""
 
 
-class Log:
-    """log.jsonl of a run as it grows; lines are handed out once they are whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._offset, self._rest = path, 0, b""
-
-    def new_records(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        self._offset += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-
 @dataclass
 class Chaos:
-    """A run under disturbance: what it has shown so far, and what was wrong."""
+    """Disturbances of a run, drawn at random."""
 
-    folder: Path
-    config: Path
-    ranks: int
-    steps: int
+    run: DisturbedRun
     rng: random.Random
-    has_small_disk: bool
-    losses: dict[int, float] = field(default_factory=dict)
-    start_seconds: float = 0.0
-    """How long the undisturbed run took to its first step."""
     strikes: list[Strike] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    damaged: dict[Path, dict[str, Any]] = field(default_factory=dict)
-    """Checkpoints damaged here, with the digests of their files since: one that is written anew has others."""
-    starts: int = 0
-    """Start records of the run so far."""
-    reached: int = 0
-    """The last step of this start; 0 before its first record."""
-    last_kind: str = ""
-    expected: Path | None = None
-    """The checkpoint that this start has to resume from."""
-    restarts_listed: int = 0
-    runs_finished: int = 0
-    checkpoints_checked: int = 0
-    starts_in_all: int = 0
-
-    def __post_init__(self) -> None:
-        self.run = self.folder / "disk" / "run"
-        self.log = Log(self.run / "log.jsonl")
-
-    # The run and its processes
-
-    def launch(self, *overrides: str) -> subprocess.Popen[bytes]:
-        """Start or resume the run as a user does."""
-        self.expected, self.reached, self.last_kind = self.newest_whole(), 0, ""
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "dnapretrain",
-            "pretrain",
-            str(self.config),
-            "--ranks",
-            str(self.ranks),
-            *overrides,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with (self.folder / "output.txt").open("wb") as output:
-            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-
-    def wait_for_end(self, launcher: subprocess.Popen[bytes], ranks: list[psutil.Process], what: str) -> int:
-        """The launcher's exit code, when no rank is left; what does not end is a problem, and killed."""
-        until = time.monotonic() + WAIT_SECONDS
-        while launcher.poll() is None or any(is_alive(rank) for rank in ranks):
-            self.look()
-            if time.monotonic() > until:
-                self.problem(f"{what}: processes did not end within {WAIT_SECONDS} s")
-                kill_all(launcher)
-                until = time.monotonic() + WAIT_SECONDS
-            time.sleep(0.02)
-        self.look()
-        return launcher.returncode
-
-    def problem(self, text: str) -> None:
-        output = self.folder / "output.txt"
-        self.problems.append(f"{text}\n{output.read_text(errors='replace')[-1500:]}")
-
-    # What must hold at any time
-
-    def look(self) -> None:
-        """Read what the log has got, and check it."""
-        for record in self.log.new_records():
-            self.last_kind = record["kind"]
-            if record["kind"] == "start":
-                self.starts, self.reached = self.starts + 1, record["step"]
-                found = record["resumed_from"] and Path(record["resumed_from"])
-                if found != self.expected:
-                    self.problem(f"resumed from {found}; the newest whole checkpoint was {self.expected}")
-            elif record["kind"] == "train":
-                self.reached = record["step"]
-                if record["loss"] != self.losses[self.reached]:
-                    self.problem(f"loss {record['loss']} at step {self.reached}, undisturbed {self.losses[self.reached]}")
-
-    def checkpoints(self) -> list[Path]:
-        """Those that a start may resume from, newest first: what `latest` names and what is older."""
-        latest = self.run / "checkpoints" / "latest"
-        newest = step_of(Path(latest.read_text().strip())) if latest.exists() else sys.maxsize
-        return sorted((path for path in self.run.glob("checkpoints/step_*") if step_of(path) <= newest), key=step_of, reverse=True)
-
-    def is_damaged(self, checkpoint: Path) -> bool:
-        return self.damaged.get(checkpoint) == fingerprint(checkpoint)
-
-    def newest_whole(self) -> Path | None:
-        return next((path for path in self.checkpoints() if not self.is_damaged(path)), None)
-
-    def newest_whole_step(self) -> int:
-        newest = self.newest_whole()
-        return step_of(newest) if newest else 0
-
-    def check_checkpoints(self, what: str) -> None:
-        for checkpoint in self.run.glob("checkpoints/step_*"):
-            if not self.is_damaged(checkpoint):
-                self.checkpoints_checked += 1
-                for path in torn_files(checkpoint):
-                    self.problem(f"{what}: {path} is torn")
-
-    # Disturbances
 
     def strike(self, kind: str) -> bool:
         """One round; False if there was nothing to strike: the run had ended, or has too few checkpoints to damage one."""
         if kind in (CUT, FLIP, REMOVE):
             return self.damage(kind)
         moment = self.rng.choice(MOMENTS)
-        launcher = self.launch()
+        launcher = self.run.launch()
         has_come = self.moment(moment)
         while not has_come() and launcher.poll() is None:
             time.sleep(0.002)
         ranks = ranks_of(launcher)
         if launcher.poll() is not None:
-            code = self.wait_for_end(launcher, ranks, f"before {kind}")
+            code = self.run.wait_for_end(launcher, ranks, f"before {kind}")
             if code:
-                self.problem(f"before {kind}: exit code {code}")
+                self.run.problem(f"before {kind}: exit code {code}")
             return False
         struck = time.monotonic()
-        what = f"{kind} during {moment} after step {self.reached}"
+        what = f"{kind} during {moment} after step {self.run.reached}"
         if kind == KILL_ONE:
             kill((self.rng.choice(ranks) if ranks else launcher).pid)
         elif kind == KILL_ALL:
@@ -217,32 +91,32 @@ class Chaos:
             launcher.send_signal(self.rng.choice((signal.SIGTERM, signal.SIGUSR2)))
         else:
             self.fill_disk(launcher)
-        code = self.wait_for_end(launcher, ranks, what)
-        (self.folder / "disk" / "filler").unlink(missing_ok=True)
+        code = self.run.wait_for_end(launcher, ranks, what)
+        (self.run.disk / "filler").unlink(missing_ok=True)
         self.check_code(kind, code, had_ranks=bool(ranks), what=what)
-        self.check_checkpoints(what)
-        lost = max(0, self.reached - self.newest_whole_step())
+        self.run.check_checkpoints(what)
+        lost = max(0, self.run.reached - self.run.newest_whole_step())
         if lost > {STOP: 0, FULL_DISK: sys.maxsize}.get(kind, 2 * SAVE_INTERVAL):
-            self.problem(f"{what}, exit code {code}: {lost} steps lost")
+            self.run.problem(f"{what}, exit code {code}: {lost} steps lost")
         self.strikes.append(Strike(kind, moment, lost, time.monotonic() - struck, code))
         return True
 
     def moment(self, name: str) -> Callable[[], bool]:
         """A function that says whether the moment has come; it is one of a random number of such moments, and a little after it."""
         if name == "start":
-            begin = time.monotonic() + self.rng.uniform(0, 1.1 * self.start_seconds)
+            begin = time.monotonic() + self.rng.uniform(0, 1.1 * self.run.start_seconds)
             return lambda: time.monotonic() > begin
         steps, delay = self.rng.randint(1, 2 * SAVE_INTERVAL), self.rng.uniform(0, {"steps": 0.1, "save": 0.8, "evaluation": 0.05}[name])
-        first = step_of(self.expected) if self.expected else 0
+        first = step_of(self.run.expected) if self.run.expected else 0
         due: list[float] = []
 
         def has_come() -> bool:
-            self.look()
-            is_there = self.reached >= first + steps
+            self.run.look()
+            is_there = self.run.reached >= first + steps
             if name == "save":
-                is_there = is_there and any(self.run.glob("checkpoints/.step_*.partial"))
+                is_there = is_there and any(self.run.path.glob("checkpoints/.step_*.partial"))
             elif name == "evaluation":
-                is_there = is_there and self.last_kind == "train" and self.reached % EVAL_INTERVAL == 0
+                is_there = is_there and self.run.last_kind == "train" and self.run.reached % EVAL_INTERVAL == 0
             if is_there and not due:
                 due.append(time.monotonic() + delay)
             return bool(due) and time.monotonic() > due[0]
@@ -251,30 +125,26 @@ class Chaos:
 
     def fill_disk(self, launcher: subprocess.Popen[bytes]) -> None:
         """Leave no byte free for a while, then give the room back, or not; in the end stop the run."""
-        filler = self.folder / "disk" / "filler"
-        with filler.open("wb", buffering=0) as file:
-            try:
-                for size in itertools.chain([1 << 20] * 2 * (DISK_BYTES >> 20), itertools.repeat(512)):
-                    while file.write(bytes(size)):
-                        pass
-            except OSError:
+        filler = self.run.disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 20)):  # the last write is cut short, the one after it an error
                 pass
         is_freed, until = self.rng.random() < 0.7, time.monotonic() + self.rng.uniform(0.3, 3)
-        while time.monotonic() < until and launcher.poll() is None:
-            self.look()
-            time.sleep(0.02)
+        self.let_run(launcher, until)
         if is_freed:
             filler.unlink()
-            until = time.monotonic() + self.rng.uniform(0.3, 2)
-            while time.monotonic() < until and launcher.poll() is None:
-                self.look()
-                time.sleep(0.02)
+            self.let_run(launcher, time.monotonic() + self.rng.uniform(0.3, 2))
         if launcher.poll() is None:
             launcher.send_signal(signal.SIGTERM)
 
+    def let_run(self, launcher: subprocess.Popen[bytes], until: float) -> None:
+        while time.monotonic() < until and launcher.poll() is None:
+            self.run.look()
+            time.sleep(0.02)
+
     def damage(self, kind: str) -> bool:
         """Damage one file of the newest whole checkpoint, where another whole one is left."""
-        whole = [path for path in self.checkpoints() if not self.is_damaged(path)]
+        whole = [path for path in self.run.checkpoints() if not self.run.is_damaged(path)]
         if len(whole) < 2:
             return False
         files = sorted(path for path in whole[0].rglob("*") if path.is_file() and path.stat().st_size)
@@ -287,7 +157,7 @@ class Chaos:
             content = bytearray(path.read_bytes())
             content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
             path.write_bytes(content)
-        self.damaged[whole[0]] = fingerprint(whole[0])
+        self.run.damaged[whole[0]] = fingerprint(whole[0])
         name = str(path.relative_to(whole[0]))
         self.strikes.append(Strike(kind, "between starts", step_of(whole[0]) - step_of(whole[1]), 0.0, file=name))
         return True
@@ -297,80 +167,8 @@ class Chaos:
         allowed = {KILL_ONE: {0, 2, 3, 137, -9}, KILL_ALL: {-9}, STOP: {0, EXIT_STOPPED}, FULL_DISK: {0, EXIT_STOPPED, 2, 3}}[kind]
         if kind in (STOP, FULL_DISK) and not had_ranks:  # a launcher that has started nothing has nothing to save
             allowed = allowed | {-signal.SIGTERM, -signal.SIGUSR2}
-        if code not in allowed or b"Traceback" in (self.folder / "output.txt").read_bytes():
-            self.problem(f"{what}: exit code {code}")
-
-    # The end
-
-    def is_finished(self) -> bool:
-        return self.newest_whole_step() == self.steps
-
-    def finish(self, whole: Path) -> None:
-        """Run to the end undisturbed, compare, and clear the folder for the next run."""
-        code = self.wait_for_end(self.launch(), [], "the last start")
-        if code:
-            self.problem(f"the last start: exit code {code}")
-            return
-        self.runs_finished += 1
-        history = read_log(self.run)
-        if {record["step"]: record["loss"] for record in history.train} != self.losses:
-            self.problem("the losses in the end are not those of the undisturbed run, step by step")
-        if history.damaged_lines:
-            self.problem(f"{history.damaged_lines} lines of the log are damaged")
-        if not same_end(self.run, whole):
-            self.problem("weights or moments in the end are not those of the undisturbed run")
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "dnapretrain",
-            "report",
-            str(self.run),
-            "--output",
-            str(self.folder / "report.html"),
-        ]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        listed = (self.folder / "report.html").read_text().count(">restart<")
-        if listed != self.starts - 1:
-            self.problem(f"the report lists {listed} restarts of {self.starts - 1}")
-        self.restarts_listed += listed
-        self.starts_in_all += self.starts
-        shutil.rmtree(self.run)
-        self.starts, self.log, self.damaged = 0, Log(self.run / "log.jsonl"), {}
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def ranks_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        return [process for process in psutil.Process(launcher.pid).children() if "pretrain" in process.cmdline()]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def kill_all(launcher: subprocess.Popen[bytes]) -> None:
-    """The launcher, its ranks and their writers: they are one session."""
-    try:
-        os.killpg(launcher.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def fingerprint(checkpoint: Path) -> dict[str, Any]:
-    return {str(path): file_digest(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+        if code not in allowed or b"Traceback" in (self.run.folder / "output.txt").read_bytes():
+            self.run.problem(f"{what}: exit code {code}")
 
 
 @contextmanager
@@ -401,36 +199,21 @@ def print_table(strikes: list[Strike]) -> None:
     print(f"moments: {', '.join(f'{moment} {count}' for moment, count in sorted(moments.items()))}")
 
 
-def disturb(chaos: Chaos, rounds: int, until: float) -> None:
-    """Undisturbed run, rounds, and the run's end."""
-    began, whole = time.monotonic(), chaos.folder / "whole"
-    launcher = chaos.launch(f"train.run_dir={whole}")
-    while launcher.poll() is None:
-        if not chaos.start_seconds and (whole / "log.jsonl").exists():
-            chaos.start_seconds = time.monotonic() - began
-        time.sleep(0.02)
-    if launcher.returncode:
-        chaos.problem(f"the undisturbed run: exit code {launcher.returncode}")
-        return
-    chaos.losses = losses_of(whole)
-    print(f"undisturbed: {chaos.steps} steps in {time.monotonic() - began:.0f} s, {chaos.start_seconds:.1f} s of them to start", flush=True)
-    kinds = [KILL_ONE, KILL_ALL, STOP, CUT, FLIP, REMOVE] + [FULL_DISK] * chaos.has_small_disk
-    if not chaos.has_small_disk:
-        print(f"LEFT OUT: {FULL_DISK}: this needs root and the right to mount a tmpfs")
-    bag: list[str] = []
-    while len(chaos.strikes) < rounds and time.monotonic() < until and not chaos.problems:
-        if chaos.is_finished():
-            chaos.finish(whole)
+def disturb(chaos: Chaos, kinds: list[str], rounds: int, until: float) -> None:
+    """The rounds, and the run's end; ends early where something is wrong."""
+    run, bag, began = chaos.run, [], time.monotonic()
+    while len(chaos.strikes) < rounds and time.monotonic() < until and not run.problems:
+        if run.is_finished():
+            run.finish()
             continue
-        if not bag:
-            bag = chaos.rng.sample(kinds, len(kinds))
-        kind = bag.pop()
-        if chaos.strike(kind):
+        bag = bag or chaos.rng.sample(kinds, len(kinds))
+        if chaos.strike(bag.pop()):
             strike = chaos.strikes[-1]
-            where = f"{strike.moment} {strike.file}, at step {chaos.reached}, {strike.steps_lost} lost, exit code {strike.code}"
-            print(f"{len(chaos.strikes):>3} {strike.kind}: {where}, {time.monotonic() - began:.0f} s", flush=True)
-    if not chaos.problems:
-        chaos.finish(whole)
+            where = f"{strike.moment} {strike.file}".rstrip()
+            came_to = f"{strike.steps_lost} steps lost" + ("" if strike.code is None else f", exit code {strike.code}")
+            print(f"{len(chaos.strikes):>3}  {time.monotonic() - began:>4.0f} s  {strike.kind}: {where}, {came_to}", flush=True)
+    if not run.problems:
+        run.finish()
 
 
 def main() -> int:
@@ -438,25 +221,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=4, help="2 or 4: tensor-parallel pairs")
+    parser.add_argument("--ranks", type=int, choices=(2, 4), default=4, help="in pairs of tensor-parallel ranks")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so long")
     arguments = parser.parse_args()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is ended and unmounted
     steps = 24 + 2 * arguments.rounds
     with tempfile.TemporaryDirectory() as name, small_disk(Path(name) / "disk") as has_small_disk:
-        folder = Path(name)
-        config = make_config(folder, folder / "disk" / "run", steps, keep_last=3, tensor_ranks=2)
-        chaos = Chaos(folder, config, arguments.ranks, steps, random.Random(arguments.seed), has_small_disk)
-        disturb(chaos, arguments.rounds, began + arguments.seconds)
-    count = len(chaos.strikes)
-    print(f"{count} rounds of {arguments.rounds} on {arguments.ranks} ranks, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
+        config = make_config(Path(name), Path(name) / "disk" / "run", steps, keep_last=3, tensor_ranks=2)
+        run = DisturbedRun(Path(name), config, arguments.ranks, steps)
+        chaos = Chaos(run, random.Random(arguments.seed))
+        try:
+            run.run_undisturbed()
+            print(f"undisturbed: {steps} steps, {run.start_seconds:.1f} s to start, {time.monotonic() - began:.1f} s in all", flush=True)
+            if not has_small_disk:
+                print(f"LEFT OUT: {FULL_DISK}: it needs root and the right to mount a tmpfs")
+            kinds = [KILL_ONE, KILL_ALL, STOP, CUT, FLIP, REMOVE] + [FULL_DISK] * has_small_disk
+            disturb(chaos, kinds, arguments.rounds, began + arguments.seconds)
+        finally:
+            if run.launcher:
+                kill_all(run.launcher)
+    count, seconds = len(chaos.strikes), time.monotonic() - began
+    print(f"{count} rounds of {arguments.rounds} on {arguments.ranks} ranks, seed {arguments.seed}, {seconds:.0f} s")
     print_table(chaos.strikes)
-    print(f"runs that reached their end, identical to the undisturbed one: {chaos.runs_finished - bool(chaos.problems)}")
-    print(f"starts: {chaos.starts_in_all}, restarts listed by the report: {chaos.restarts_listed}")
-    for problem in chaos.problems:
+    print(f"runs that reached their end, identical to the undisturbed one: {run.runs_finished}")
+    print(
+        f"starts: {run.starts_in_all}, restarts listed by the report: {run.restarts_listed}; checkpoints checked: {run.checkpoints_checked}"
+    )
+    for problem in run.problems:
         print(f"PROBLEM: {problem}")
-    return 1 if chaos.problems else 0
+    return 1 if run.problems else 0
 
 
 if __name__ == "__main__":
