@@ -4,10 +4,13 @@
 # make bench   speed of the parts, beside rivals measured in the same run
 # make test-slurm   runs on a real Slurm, started on this machine; as root on Debian or Ubuntu it installs Slurm first
 # make fuzz    the parsers of the C++ core under sanitizers (needs clang++), and the readers, with FUZZ_RUNS damaged inputs
+# make chaos   a run on four ranks, killed, stopped, its checkpoints damaged, its disk filled, CHAOS_ROUNDS times at random
 # make gpu-check   on a CUDA machine: GPU tests, Transformer Engine check, short training benchmark
 
 PYTHON ?= python3
 FUZZ_RUNS ?= 1000000
+CHAOS_ROUNDS ?= 50
+CHAOS_SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VERSION := 2.13.0
@@ -15,7 +18,7 @@ ifneq ($(wildcard ../shared/data),)
 export DNAPRETRAIN_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test test-slurm check bench fuzz gpu-check setup clean
+.PHONY: demo test test-slurm check bench fuzz chaos gpu-check setup clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +63,9 @@ bench: setup
 
 fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --runs $(FUZZ_RUNS)
+
+chaos: setup
+	$(BIN)/python tests/chaos/chaos.py --rounds $(CHAOS_ROUNDS) --seed $(CHAOS_SEED) --ranks 4
 
 # Needs no set-up: runs in the machine's own Python, which has torch for its GPU.
 gpu-check:

@@ -11,7 +11,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ LATEST_FILE = "latest"
 UNUSED_FILE = "unused.safetensors"
 """Tensors of the folder that a checkpoint was imported from which no network reads: kept to be written back."""
 INDEX_FILE = ".metadata"
+SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE)
 FORMAT_VERSION = 1
 """Of the checkpoint folder, in state.json."""
 BACKEND_FILE = "metadata.json"
@@ -80,15 +81,40 @@ def read_tokenizer(checkpoint: Path) -> Tokenizer:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Step, consumed samples and digests of the checkpoint; raises CheckpointError."""
+    """Step, consumed samples and digests of a checkpoint; raises CheckpointError, also where a small file of it is not as written."""
     path = checkpoint / STATE_FILE
     state = _read_json(path)
+    _check_small_files(checkpoint, state)
     missing = [key for key in ("format", "step", "consumed_samples", "files") if key not in state]
     if missing:
         raise DamagedCheckpointError(f"{path} lacks {', '.join(missing)}: the checkpoint is incomplete. Use another one.")
     if state["format"] != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state['format']}; this version reads {FORMAT_VERSION}. Use the version that wrote it.")
     return state
+
+
+def state_text(checkpoint: Path, state: Mapping[str, Any]) -> str:
+    """The text of state.json: `state`, the digests of the small files that `checkpoint` holds by now, and a digest of all of this."""
+    sealed = json.loads(json.dumps({**state, "small_files": {name: file_digest(checkpoint / name) for name in SMALL_FILES}}))
+    return json.dumps({**sealed, "state_digest": _state_digest(sealed)}, indent=1) + "\n"
+
+
+def _state_digest(state: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in state.items() if key != "state_digest"}
+    return xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check_small_files(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Raise DamagedCheckpointError where state.json or a small file is not as written; imports and old checkpoints have no such digests."""
+    if "small_files" not in state and "state_digest" not in state:
+        return
+    way_out = "Use another checkpoint, or a copy."
+    if "small_files" not in state or state.get("state_digest") != _state_digest(state):
+        raise DamagedCheckpointError(f"{checkpoint / STATE_FILE} is not as it was written (its digest differs). {way_out}")
+    for name, entry in state["small_files"].items():
+        path = checkpoint / name
+        if not path.is_file() or file_digest(path) != entry:
+            raise DamagedCheckpointError(f"{path} is missing or not as it was written (size or digest differs). {way_out}")
 
 
 def read_unused(checkpoint: Path) -> dict[str, Tensor]:

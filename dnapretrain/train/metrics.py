@@ -63,6 +63,15 @@ def peak_of_rank(log: LogConfig, device_name: str) -> tuple[float | None, str]:
     return None, f"not known for {device_name}: no MFU (set log.peak_tflops)"
 
 
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a process ended, or the disk was full, before the last line of a log was whole."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
 class RunLog:
     """Console lines and `log.jsonl`, one JSON object per line; silent on ranks that do not write."""
 
@@ -74,7 +83,7 @@ class RunLog:
         self._times: deque[tuple[float, int]] = deque(maxlen=TIMED_STEPS)
         self.unit = "bits/masked base" if is_masked else "bits/base"
         self.path = run_dir / "log.jsonl"
-        self._pending = b""
+        self._pending = b"\n" if is_main and _ends_within_a_line(self.path) else b""  # or the next record would be lost with that line
         self._failing = False
         if is_main:
             run_dir.mkdir(parents=True, exist_ok=True)

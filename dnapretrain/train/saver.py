@@ -23,7 +23,16 @@ import torch
 from dnapretrain import __version__
 from dnapretrain.config import RunConfig
 from dnapretrain.config_file import dump_config
-from dnapretrain.convert.native import CHECKPOINTS_DIR, CONFIG_FILE, FORMAT_VERSION, LATEST_FILE, STATE_FILE, TOKENIZER_FILE, WEIGHTS_DIR
+from dnapretrain.convert.native import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    LATEST_FILE,
+    STATE_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_DIR,
+    state_text,
+)
 from dnapretrain.data.shards.writer import sync_folder
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import main_rank_does, max_of_ranks, problems_of_ranks
@@ -204,7 +213,7 @@ class CheckpointSaver:
                 "world_size": self.platform.world_size,
                 "files": files,
             }
-            _write_synced(self._partial / STATE_FILE, json.dumps(state, indent=1))
+            _write_synced(self._partial / STATE_FILE, state_text(self._partial, state))
             sync_folder(self._partial / WEIGHTS_DIR)
             sync_folder(self._partial)
             if self._final.exists():  # of a run that was set back to before it

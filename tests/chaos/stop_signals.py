@@ -14,7 +14,6 @@ Ranks are forked from one process that has imported torch and Megatron, so that 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -27,19 +26,12 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import yaml
+from chaos_support import SAVE_INTERVAL, log_records, losses_of, make_config, same_end, torn_files
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from dnapretrain.convert.native import file_digest, find_checkpoint, open_weights, read_state  # noqa: E402
-from dnapretrain.parallel.signals import EXIT_STOPPED, SAME_SECONDS, STOP_SIGNALS  # noqa: E402
+from dnapretrain.parallel.signals import EXIT_STOPPED, SAME_SECONDS, STOP_SIGNALS
 
 STEPS = 40
-SAVE_INTERVAL = 4
 WAIT_SECONDS = 120
 
 
@@ -55,30 +47,6 @@ class Tally:
     checkpoints_checked: int = 0
     runs_finished: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-def make_config(folder: Path) -> Path:
-    """A shard of random bases and the settings of a tiny run that saves and evaluates often."""
-    from dnapretrain.data.shards.preprocess import preprocess
-
-    rng = np.random.default_rng(3)
-    records = [f">{name}\n{''.join(rng.choice(list('ACGT'), length))}\n" for name, length in (("chr1", 20_000), ("chr2", 2_000))]
-    (folder / "small.fa").write_text("".join(records))
-    preprocess([folder / "small.fa"], folder / "small")
-    tree = {
-        "data": {"train": str(folder / "small"), "sequence_length": 32, "split": {"by": "contig", "valid_contigs": ["chr2"]}},
-        "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64, "transformer_impl": "torch"},
-        "optim": {"lr": 1e-3},
-        "train": {
-            **{"run_dir": str(folder / "run"), "train_steps": STEPS, "micro_batch_size": 2, "global_batch_size": 4},
-            **{"precision": "fp32", "device": "cpu", "eval_interval": SAVE_INTERVAL // 2, "eval_samples": 8},
-        },
-        "checkpoint": {"save_interval": SAVE_INTERVAL, "keep_last": 2},
-        "log": {"log_interval": 1000},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
 
 
 def start(config: Path, ranks: int, output: Path, *overrides: str) -> list[int]:
@@ -132,11 +100,6 @@ def send(pids: list[int], codes: dict[int, int], number: int) -> None:
             os.kill(pid, number)
 
 
-def log_records(run: Path) -> list[dict[str, Any]]:
-    path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def check(run: Path, losses: dict[int, float], tally: Tally, what: str) -> int:
     """Note what is torn or different; return how many logged steps are beyond the newest checkpoint."""
     latest, newest = run / "checkpoints" / "latest", 0
@@ -144,9 +107,7 @@ def check(run: Path, losses: dict[int, float], tally: Tally, what: str) -> int:
         newest = int(latest.read_text().strip().removeprefix("step_"))
     for checkpoint in run.glob("checkpoints/step_*"):
         tally.checkpoints_checked += 1
-        for name, entry in read_state(checkpoint)["files"].items():
-            if file_digest(checkpoint / "weights" / name) != entry:
-                tally.problems.append(f"{what}: {checkpoint.name}/{name} is torn")
+        tally.problems += [f"{what}: {path} is torn" for path in torn_files(checkpoint)]
     reached = 0
     for record in log_records(run):
         if record["kind"] == "start":
@@ -156,12 +117,6 @@ def check(run: Path, losses: dict[int, float], tally: Tally, what: str) -> int:
             if record["loss"] != losses[reached]:
                 tally.problems.append(f"{what}: loss {record['loss']} at step {reached}, without a stop {losses[reached]}")
     return reached - newest
-
-
-def same_end(run: Path, whole: Path) -> bool:
-    """Whether two finished runs have the same weights and moments, bit for bit."""
-    ours, theirs = (open_weights(find_checkpoint(folder)) for folder in (run, whole))
-    return ours.names() == theirs.names() and all(ours.read(name).equal(theirs.read(name)) for name in ours.names())
 
 
 def one_round(config: Path, ranks: int, rng: random.Random, mode: str, losses: dict[int, float], tally: Tally, longest: float) -> None:
@@ -235,14 +190,14 @@ def main() -> int:
     tally, rng, began = Tally(), random.Random(arguments.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = make_config(folder)
+        config = make_config(folder, folder / "run", STEPS)
         started, codes = time.monotonic(), {}
         pids = start(config, arguments.ranks, folder / "whole.txt", f"train.run_dir={folder / 'whole'}")
         if not ended(pids, codes, WAIT_SECONDS) or set(codes.values()) != {0}:
             print((folder / "whole.txt").read_text())
             return 1
         longest = 1.05 * (time.monotonic() - started)
-        losses = {record["step"]: record["loss"] for record in log_records(folder / "whole") if record["kind"] == "train"}
+        losses = losses_of(folder / "whole")
         modes = ["first"] * arguments.rounds + ["second"] * arguments.seconds + ["kill"] * arguments.kills
         rng.shuffle(modes)
         for number, mode in enumerate(modes, 1):

@@ -8,7 +8,8 @@ import shutil
 import pytest
 import training
 
-from dnapretrain.errors import CheckpointError
+from dnapretrain.convert.native import read_state
+from dnapretrain.errors import CheckpointError, DamagedCheckpointError
 
 
 @pytest.fixture
@@ -47,6 +48,28 @@ def test_damage_is_found_and_named(ranks, tiny_config, saved, damage):
     else:
         victim.unlink()
     with pytest.raises(CheckpointError, match=victim.name):
+        _resume(ranks, tiny_config("run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("state.json", '"consumed_samples": ', '"consumed_samples": 1'),
+        ("state.json", '"state_digest"', '"state_difest"'),
+        ("state.json", '"small_files"', '"small_filds"'),
+        ("run.yaml", "lr:", "lR:"),
+        ("tokenizer.json", "kind", "kinf"),
+    ],
+)
+def test_damage_beside_the_weights_is_found_and_passed_over(ranks, tiny_config, saved, name, old, new):
+    """One wrong character of the position, the settings or the vocabulary: the run goes on from the checkpoint before."""
+    path = saved / "checkpoints" / "step_00000002" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DamagedCheckpointError, match=f"{name}.* not as it was written"):
+        read_state(path.parent)
+    with pytest.raises(CheckpointError, match=name):
         _resume(ranks, tiny_config("run"))
 
 

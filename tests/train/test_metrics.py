@@ -8,7 +8,8 @@ import pytest
 
 from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.counts import flops_per_token
-from dnapretrain.train.metrics import bits_per_base
+from dnapretrain.report.history import read_log
+from dnapretrain.train.metrics import RunLog, bits_per_base
 
 
 def test_uniform_over_bases_reads_two_bits():
@@ -25,3 +26,15 @@ def test_flops_equal_a_count_over_the_real_matrices(tiny_config, ranks):
     S, width = 32, 64
     attention = sum(2 * 2 * width * S / 2 for _ in range(4))  # q k^T and probabilities x v, half of the square, forward
     assert flops_per_token(config.model, S, 10) == pytest.approx(3 * (2 * matrices + attention))
+
+
+def test_a_record_after_half_a_line_stands_on_a_line_of_its_own(tmp_path):
+    """A killed process, or a full disk, leaves half a line: the start record that follows is not lost with it."""
+    (tmp_path / "log.jsonl").write_text('{"kind": "start", "step": 0}\n{"kind": "train", "st')
+    log = RunLog(tmp_path, is_main=True, is_masked=False)
+    log.write("start", step=4)
+    log.write("train", step=5)
+    log.close()
+    history = read_log(tmp_path)
+    assert [start["step"] for start in history.starts] == [0, 4] and history.damaged_lines == 1
+    assert (tmp_path / "log.jsonl").read_text().splitlines()[2:] == ['{"kind": "start", "step": 4}', '{"kind": "train", "step": 5}']

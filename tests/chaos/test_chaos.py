@@ -1,0 +1,20 @@
+"""A few rounds of chaos.py; `make chaos` runs many on four ranks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("chaos.py")
+
+
+@pytest.mark.slow
+def test_nothing_is_to_be_seen_of_disturbances_in_the_end() -> None:
+    result = subprocess.run([sys.executable, str(SCRIPT), "--rounds", "4", "--ranks", "2"], capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^4 rounds of 4 on 2 ranks", result.stdout, re.M)
+    assert re.search(r"identical to the undisturbed one: [1-9]", result.stdout)
