@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import random
 import shutil
@@ -39,6 +40,7 @@ from dnapretrain.parallel.signals import EXIT_STOPPED
 from dnapretrain.train.retention import step_of
 
 DISK_BYTES = 64 << 20
+CLONE_NEWNS = 0x00020000
 KILL_ONE, KILL_ALL, STOP, FULL_DISK = "SIGKILL of one rank", "SIGKILL of all", "stop (SIGTERM, SIGUSR2)", "full disk"
 CUT, FLIP, REMOVE = "checkpoint cut short", "checkpoint, one bit flipped", "checkpoint, file removed"
 MOMENTS = ("start", "steps", "save", "evaluation")
@@ -173,10 +175,12 @@ class Chaos:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A tmpfs at `folder` while this lasts; False where the system does not allow one."""
+    """A tmpfs at `folder` while this lasts; False where the system does not allow one. No other process sees it, and it ends with us."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    is_mounted = os.geteuid() == 0 and shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+    commands = [["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]]
+    may_mount = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+    is_alone = may_mount and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0  # a mount namespace of our own
+    is_mounted = is_alone and all(subprocess.run(command, capture_output=True).returncode == 0 for command in commands)
     try:
         yield is_mounted
     finally:
