@@ -69,7 +69,7 @@ def test_check_names_says_what_is_missing_unexpected_and_double():
         {"mlp_bias": True},
         {"hidden_act": "gelu"},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"attention_dropout": 0.1},
         {"pretraining_tp": 2},
