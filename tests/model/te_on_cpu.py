@@ -156,7 +156,7 @@ def look(env: Any, store: Any, tree: dict[str, Any], impl: str, tokens: Any) -> 
     from dnapretrain.model.paths import active_paths
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups
-    from dnapretrain.train.checkpoint import _sharded_model
+    from dnapretrain.train.checkpoint import sharded_model
 
     config = config_from_dict({**tree, "model": {**tree["model"], "transformer_impl": impl}})
     on_cpu = platforms.start("cpu", env)
@@ -169,7 +169,7 @@ def look(env: Any, store: Any, tree: dict[str, Any], impl: str, tokens: Any) -> 
     found = SimpleNamespace(
         paths=active_paths(config.model, "fp32", platform),
         classes={cls.__name__ for chunk in chunks for module in chunk.block.modules() for cls in type(module).__mro__},
-        stored={key: entry.global_shape for part in _sharded_model(chunks).values() for key, entry in stored_tensors(part)},
+        stored={key: entry.global_shape for part in sharded_model(chunks).values() for key, entry in stored_tensors(part)},
         marks={name: [getattr(weight, mark, False) for mark in marks] for name, weight in named_weights(chunks)},
         initial={name: weight.detach().clone() for name, weight in named_weights(chunks)},
         results=[],
