@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dnapretrain.config import RunConfig
-    from dnapretrain.data.sampling.samples import SampleStream
     from dnapretrain.data.shards.shard import Shard
 
 GC_EDGES = (0.3, 0.4, 0.5, 0.6)
@@ -144,7 +143,7 @@ def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, na
     def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, _: Path) -> Results:
         if ranks not in (None, 1):
             raise ConfigError(f"--ranks = {ranks}, but a Hugging Face folder is evaluated by one process. Remove --ranks.")
-        streams = _streams(open_data(config).held_out, sets)
+        streams = open_data(config).held_out_sets(sets)
         return {key: vars(value) for key, value in folder_loss(directory, config, streams, device_of(config), max_samples).items()}
 
     return _Job(config, (name,), False, run)
@@ -186,15 +185,6 @@ def _data_settings(config: RunConfig, data: Path, name: str, has_training: bool)
     return settings
 
 
-def _streams(held_out: dict[str, SampleStream], sets: tuple[str, ...]) -> dict[str, SampleStream]:
-    """The sets of these names, or all. Raises ConfigError for a name that is not there."""
-    unknown = [name for name in sets if name not in held_out]
-    if unknown or not held_out:
-        known = ", ".join(held_out) or "none: set data.split or data.valid, or give --data"
-        raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
-    return {name: held_out[name] for name in sets or tuple(held_out)}
-
-
 def _recovery(model: Path, config: RunConfig, sets: tuple[str, ...], num_prompts: int, prompt_bases: int, num_bases: int) -> Results:
     from dnapretrain.adapt.folder import as_hf_folder
     from dnapretrain.adapt.generate import Generator
@@ -204,7 +194,7 @@ def _recovery(model: Path, config: RunConfig, sets: tuple[str, ...], num_prompts
 
     if config.is_masked:
         raise ConfigError(f"--recovery asks {model} to continue sequence, but it is an encoder. Remove --recovery.")
-    streams = _streams(open_data(config).held_out, sets)
+    streams = open_data(config).held_out_sets(sets)
     with as_hf_folder(model) as directory:
         generator = Generator(directory, device_of(config))
         return {
@@ -223,7 +213,7 @@ def _baselines(job: _Job, sets: tuple[str, ...], fit: Path | None, fit_bases: in
         raise ConfigError("--baselines: this model's training data are not here to fit count models to. Give --fit-data PREFIX_OR_FASTA.")
     data = open_data(job.config)
     found = {}
-    for name, stream in _streams(data.held_out, sets).items():
+    for name, stream in data.held_out_sets(sets).items():
         shard = open_shard(fit) if fit else None
         train = _documents(shard) if shard else data.train.segments()
         text = counted_text(stream, job.config.is_masked, max_samples)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +13,15 @@ from dnapretrain.config import ParallelConfig, RunConfig
 from dnapretrain.config_file import dump_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.convert.native import find_checkpoint, read_config
-from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
-from dnapretrain.model.counts import FLOPS_FORMULA, stored_parameters
-from dnapretrain.model.paths import active_paths
+from dnapretrain.model.counts import stored_parameters
 from dnapretrain.parallel import platform as platforms
-from dnapretrain.parallel.determinism import determinism, make_deterministic
+from dnapretrain.parallel.determinism import make_deterministic
 from dnapretrain.parallel.groups import main_rank_does, one_error_for_a_lost_rank, problems_of_ranks, start_groups, stop_groups
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.parallel.signals import StopSignals
@@ -35,6 +31,7 @@ from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.retention import resumable
 from dnapretrain.train.run_lock import RunLock
+from dnapretrain.train.run_log import log_start
 from dnapretrain.train.saver import CheckpointSaver
 from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.trackers import check_trackers
@@ -129,7 +126,7 @@ def build_trainer(
     )
     if trainer.stop.forget_old_file():
         remarks.append(f"an old file {trainer.stop.file} was removed: it would have stopped this start at once")
-    _log_start(trainer, config, platform, data, resume_from, started_from, remarks)
+    log_start(trainer, config, platform, data, resume_from, started_from, remarks)
     return trainer
 
 
@@ -138,10 +135,7 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = (), m
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
     data = open_data(config)
-    unknown = [name for name in names if name not in data.held_out]
-    if unknown or not data.held_out:
-        known = ", ".join(data.held_out) or "none: set data.split or data.valid"
-        raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
+    held_out = data.held_out_sets(names)
     start_groups(platform, config.parallel, config.train.seed)
     try:
         chunks = build_chunks(config, data.tokenizer, platform, initialize_weights=False)
@@ -149,13 +143,13 @@ def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = (), m
         return {
             name: held_out_loss(
                 wrap_for_precision(chunks, config.train.precision),
-                data.held_out[name],
+                stream,
                 batch_place(config, platform, data.tokenizer.pad_id),
                 config.data.sequence_length,
                 config.train.loss,
                 max_samples,
             )
-            for name in names or tuple(data.held_out)
+            for name, stream in held_out.items()
         }
     finally:
         stop_groups()
@@ -224,93 +218,3 @@ def _take(lock: RunLock, platform: Platform) -> str:
 def _save_config(config: RunConfig) -> None:
     config.train.run_dir.mkdir(parents=True, exist_ok=True)
     (config.train.run_dir / "run.yaml").write_text(dump_config(config))
-
-
-def _log_start(
-    trainer: Trainer,
-    config: RunConfig,
-    platform: Platform,
-    data: RunData,
-    resume_from: Path | None,
-    started_from: list[str],
-    remarks: list[str],
-) -> None:
-    paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
-    part = trainer.optimizer.chained_optimizers[0]
-    inner = type(part.optimizer)
-    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
-    paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
-    parallel, log = config.parallel, trainer.log
-    tp, pp, dp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, trainer.place.data_parallel_size
-    log.write(
-        "start",
-        step=trainer.position.step,
-        config=json.loads(config.model_dump_json()),
-        paths=paths,
-        data=data.train.report(),
-        data_digest=data.train.digest,
-        regions=_region_files(data),
-        flops_formula=FLOPS_FORMULA,
-        peak=peak_of_rank(config.log, platform.name)[1],
-        resumed_from=str(resume_from) if resume_from else None,
-        started_from=started_from,
-        remarks=remarks,
-    )
-    for remark in remarks:
-        log.say(remark)
-    for name, value in paths.items():
-        log.say(f"{name:>14}: {value}")
-    log.say(
-        f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, "
-        f"{config.num_microbatches(dp)} micro-batches per step"
-    )
-    if config.train.rampup_batch_size:
-        start, increment, samples = config.train.rampup_batch_size
-        log.say(
-            f"{'batch size':>14}: {start} samples, {increment} more at a time, {config.train.global_batch_size} from sample {samples:,} on"
-        )
-    for line in _length_lines(config):
-        log.say(f"{'length':>14}: {line}")
-    for line in _data_lines(data):
-        log.say(f"{'data':>14}: {line}")
-    for file in _region_files(data):
-        left_out = f", {len(file['names_left_out'])} left out: no such contig" if file["names_left_out"] else ""
-        log.say(f"{'regions':>14}: {file['name']}: {file['path']}, {file['names']} contigs{left_out}")
-    log.say(f"{'data digest':>14}: {data.train.digest}")
-    log.say(f"{'TFLOP/s':>14}: {FLOPS_FORMULA}")
-    log.say(f"{'peak':>14}: {peak_of_rank(config.log, platform.name)[1]}")
-    if limits := trainer.stop.limits():
-        log.say(f"{'time':>14}: {limits}")
-    log.say(
-        f"{'start':>14}: "
-        + (f"resumed from {resume_from}" if resume_from else f"new run{', ' if started_from else ''}{'; '.join(started_from)}")
-    )
-
-
-def _length_lines(config: RunConfig) -> list[str]:
-    """Where each length of samples begins; nothing where all have one."""
-    stages = length_stages(config.data_by_samples())
-    return [
-        f"{stage.length:,} tokens per sample from sample {stage.start:,} (step {config.steps_before(stage.start)[0] + 1:,}) on"
-        for stage in stages
-        if len(stages) > 1
-    ]
-
-
-def _region_files(data: RunData) -> list[dict[str, Any]]:
-    """Of each file of data.regions, what was found of it; the same for all held-out sets."""
-    return next((stream.regions.report for stream in data.held_out.values() if stream.regions), [])
-
-
-def _data_lines(data: RunData) -> list[str]:
-    """What is trained on and what is left out, in bases, one line per set."""
-    lines = []
-    for whole in (data.train.report(), *(stream.report() for stream in data.held_out.values())):
-        for report in whole.get("lengths", [whole]):
-            left_out = ", ".join(f"{count:,} {reason}" for reason, count in report["bases_left_out"].items() if count) or "nothing"
-            length = f" at {report['sequence_length']:,} tokens" if "lengths" in whole else ""
-            lines.append(
-                f"{report['name']}{length}: {report['samples']:,} samples of {report['bases_used']:,} bases, "
-                f"{report['bases_other_sides']:,} on other sides of the split, left out: {left_out}"
-            )
-    return lines

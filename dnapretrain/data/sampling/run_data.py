@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,14 @@ class RunData:
     tokenizer: Tokenizer
     train: TrainStream
     held_out: dict[str, SampleStream]
+
+    def held_out_sets(self, names: Sequence[str]) -> dict[str, SampleStream]:
+        """The held-out sets of these names, or all. Raises ConfigError for a name that is not there."""
+        unknown = [name for name in names if name not in self.held_out]
+        if unknown or not self.held_out:
+            known = ", ".join(self.held_out) or "none: set data.split or data.valid, or give --data"
+            raise ConfigError(f"no held-out set '{unknown[0] if unknown else 'valid'}'. Known sets: {known}.")
+        return {name: self.held_out[name] for name in names or tuple(self.held_out)}
 
 
 def open_data(config: RunConfig) -> RunData:

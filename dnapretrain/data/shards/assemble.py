@@ -14,7 +14,8 @@ from typing import Any
 from dnapretrain.data.formats.helpers import Helpers
 from dnapretrain.data.shards.journal import Journal
 from dnapretrain.data.shards.progress import Meter
-from dnapretrain.data.shards.scan import STAGED_KINDS, PartFiles, Piece, Room, Settings, Source, StagedFiles, scan, staged_file
+from dnapretrain.data.shards.scan import Piece, Settings, Source, scan
+from dnapretrain.data.shards.staged import STAGED_KINDS, PartFiles, Room, StagedFiles, staged_file
 from dnapretrain.data.shards.writer import Staging, read_stretch
 from dnapretrain.errors import DataError
 

@@ -17,7 +17,8 @@ from typing import Any
 import xxhash
 
 from dnapretrain import __version__
-from dnapretrain.data.shards.scan import STAGED_KINDS, Piece, Settings, Source, staged_file
+from dnapretrain.data.shards.scan import Piece, Settings, Source
+from dnapretrain.data.shards.staged import STAGED_KINDS, staged_file
 from dnapretrain.data.shards.writer import LOCK, read_stretch, sync_folder
 
 NAME = "journal"

@@ -17,8 +17,9 @@ import xxhash
 from dnapretrain.data.shards import assemble
 from dnapretrain.data.shards.assemble import copy_piece
 from dnapretrain.data.shards.preprocess import preprocess
-from dnapretrain.data.shards.scan import STAGED_KINDS, PartFiles, Piece, Room, StagedFiles
+from dnapretrain.data.shards.scan import Piece
 from dnapretrain.data.shards.shard import open_shard, verify_shard
+from dnapretrain.data.shards.staged import STAGED_KINDS, PartFiles, Room, StagedFiles
 from dnapretrain.errors import ConfigError, DataError
 
 KINDS = ("bin", "idx", "bed", "json")
