@@ -100,6 +100,20 @@ def stop_groups() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _let_go()
+
+
+def _let_go() -> None:
+    """Forget what still holds groups that are down: over gloo each has three threads, one of which wakes up a hundred times a second."""
+    from megatron.core import parallel_state
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+    from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+
+    for name, value in list(vars(parallel_state).items()):
+        if isinstance(value, dist.ProcessGroup):  # destroy_model_parallel leaves one
+            setattr(parallel_state, name, None)
+    for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
+        embedding.forward.cache_clear()  # keys are modules with their context-parallel group
 
 
 def sum_over_data_parallel(values: torch.Tensor) -> torch.Tensor:
