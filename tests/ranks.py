@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
 import time
@@ -17,7 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_SECONDS = 300
+HANG_SECONDS = 1800
+"""For waits that only end a hang. Far longer than anything takes here, on a machine that others keep busy too."""
+ERROR_SECONDS = 60
+"""So long the other ranks may go on after one has failed: they may wait for it, and its error is what the test needs."""
 
 
 def _serve(rank: int, pipe: Any) -> None:
@@ -68,21 +72,36 @@ class RankPool:
             store = str(Path(folder) / "store")
             for _, pipe in self._ranks[:world_size]:
                 pipe.send((function, arguments, world_size, store))
-            answers = []
-            for _, pipe in self._ranks[:world_size]:
-                deadline = time.monotonic() + TIMEOUT_SECONDS
-                while not pipe.poll(0.5):
-                    dead = [rank for rank, (process, _) in enumerate(self._ranks[:world_size]) if not process.is_alive()]
-                    if dead or time.monotonic() > deadline:
-                        self.close()
-                        raise TimeoutError(f"ranks {dead} have died" if dead else f"a rank did not answer within {TIMEOUT_SECONDS} s")
-                answers.append(pipe.recv())
-        errors = [answer for answer in answers if answer[0] == "error"]
+            answers = self._answers(world_size)
+        errors = [answers[rank] for rank in sorted(answers) if answers[rank][0] == "error"]
         if errors:
             error = errors[0][2] or RuntimeError("a rank failed")
             error.add_note("\n".join(answer[1] for answer in errors))
             raise error
-        return [answer[1] for answer in answers]
+        return [answers[rank][1] for rank in range(world_size)]
+
+    def _answers(self, world_size: int) -> dict[int, Any]:
+        """What the ranks answer, by rank; those of all ranks, unless one has failed and others do not end. Raises TimeoutError."""
+        answers: dict[int, Any] = {}
+        end = time.monotonic() + HANG_SECONDS
+        while len(answers) < world_size:
+            pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks[:world_size]) if rank not in answers}
+            for pipe in multiprocessing.connection.wait(list(pipes), timeout=0.5):
+                rank = pipes[pipe]
+                try:
+                    answers[rank] = pipe.recv()
+                except EOFError:
+                    self.close()
+                    raise TimeoutError(f"rank {rank} has died") from None
+                if answers[rank][0] == "error":
+                    end = min(end, time.monotonic() + ERROR_SECONDS)
+            dead = [rank for rank in pipes.values() if rank not in answers and not self._ranks[rank][0].is_alive()]
+            if dead or (time.monotonic() > end and len(answers) < world_size):
+                self.close()
+                if any(answer[0] == "error" for answer in answers.values()):
+                    break
+                raise TimeoutError(f"ranks {dead} have died" if dead else f"a rank did not answer within {HANG_SECONDS} s")
+        return answers
 
     def close(self) -> None:
         for process, pipe in self._ranks:

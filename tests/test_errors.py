@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import xxhash
 import yaml
+from ranks import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "run/checkpoints/step_00000002"
@@ -41,7 +41,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`dnapretrain ARGUMENTS` in `folder`."""
     command = [sys.executable, "-m", "dnapretrain", *arguments]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 WARM_UP = """
@@ -396,9 +396,7 @@ def test_an_interrupt_ends_all_ranks(trained: Path) -> None:
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) >= 2
         os.killpg(process.pid, signal.SIGINT)
-        started = time.monotonic()
-        printed, errors = process.communicate(timeout=60)
-        assert time.monotonic() - started < 20
+        printed, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 75
         assert "by SIGINT; the same command goes on from there" in printed.splitlines()[-1]
         assert errors == ""
@@ -420,7 +418,7 @@ def test_a_killed_rank_is_told_in_one_line_and_the_run_folder_serves_one_run(tra
         assert second.returncode == 2 and "train.run_dir = endless is in use by process" in second.stderr and second.stderr.count("\n") == 1
         _, victim = sorted(rank.pid for rank in psutil.Process(process.pid).children())
         os.kill(victim, signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 137
         assert errors == "error: rank 1 was killed by SIGKILL. If memory ran out, lower train.micro_batch_size or the number of ranks.\n"
     finally:

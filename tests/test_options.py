@@ -11,11 +11,11 @@ import statistics
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ranks import HANG_SECONDS
 
 from dnapretrain import cli, config
 from dnapretrain.config import RunConfig, Section, SourceConfig
@@ -162,7 +162,7 @@ with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
 assert printed.getvalue()
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS)
     assert result.returncode == 0, result.stderr
     modules: list[str] = json.loads(result.stdout)
     return modules
@@ -198,9 +198,10 @@ TRAINING_STEP = {
 def test_help_takes_less_than_a_second() -> None:
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         subprocess.run(
             [sys.executable, "-m", "dnapretrain", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=dict(os.environ)
         )
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # the processor's time: others may use the machine
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert statistics.median(seconds) < 1.0

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from chaos_support import ROOT, losses_of, same_end, torn_files
+from chaos_support import ROOT, losses_of, patience, same_end, torn_files
 
 from dnapretrain.convert.native import file_digest
 from dnapretrain.report.history import read_log
 from dnapretrain.train.retention import step_of
 
 DNAPRETRAIN = [sys.executable, "-W", "ignore", "-m", "dnapretrain"]
-WAIT_SECONDS = 120
-LAST_START_SECONDS = 1800
 
 
 class Log:
@@ -64,6 +62,8 @@ class DisturbedRun:
     """By step, of the run that is never disturbed."""
     start_seconds: float = 0.0
     """How long that run took to its first record."""
+    whole_seconds: float = 0.0
+    """How long it took."""
     damaged: dict[Path, dict[str, Any]] = field(default_factory=dict)
     """Checkpoints damaged on purpose, with the digests of their files since: one that is written anew has others."""
     starts: int = 0
@@ -83,7 +83,7 @@ class DisturbedRun:
 
     def __post_init__(self) -> None:
         self.disk = self.folder / "disk"
-        self.path = self.disk / "run"
+        self.path, self.whole = self.disk / "run", self.folder / "whole"
         self.log = Log(self.path / "log.jsonl")
 
     def launch(self, *overrides: str) -> subprocess.Popen[bytes]:
@@ -95,15 +95,16 @@ class DisturbedRun:
             self.launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         return self.launcher
 
-    def wait_for_end(self, launcher: subprocess.Popen[bytes], ranks: list[psutil.Process], what: str, seconds: float = WAIT_SECONDS) -> int:
+    def wait_for_end(self, launcher: subprocess.Popen[bytes], ranks: list[psutil.Process], what: str) -> int:
         """The launcher's exit code, when no rank is left; what does not end is a problem, and killed."""
+        seconds = patience(self.whole_seconds)
         until = time.monotonic() + seconds
         while launcher.poll() is None or any(is_alive(rank) for rank in ranks):
             self.look()
             if time.monotonic() > until:
-                self.problem(f"{what}: processes did not end within {seconds} s")
+                self.problem(f"{what}: processes did not end within {seconds:.0f} s")
                 kill_all(launcher)
-                until = time.monotonic() + WAIT_SECONDS
+                until = time.monotonic() + seconds
             time.sleep(0.02)
         self.look()
         return launcher.returncode
@@ -151,7 +152,7 @@ class DisturbedRun:
 
     def run_undisturbed(self) -> None:
         """The run that all others are compared with."""
-        began, path = time.monotonic(), self.folder / "whole"
+        began, path = time.monotonic(), self.whole
         launcher = self.launch(f"train.run_dir={path}")
         while launcher.poll() is None:
             if not self.start_seconds and (path / "log.jsonl").exists():
@@ -159,14 +160,14 @@ class DisturbedRun:
             time.sleep(0.02)
         if launcher.returncode:
             self.problem(f"the undisturbed run: exit code {launcher.returncode}")
-        self.losses = losses_of(path)
+        self.whole_seconds, self.losses = time.monotonic() - began, losses_of(path)
 
     def is_finished(self) -> bool:
         return self.newest_whole_step() == self.steps
 
     def finish(self) -> None:
         """Run to the end undisturbed, compare, and clear the folder for the next run."""
-        code = self.wait_for_end(self.launch(), [], "the last start", LAST_START_SECONDS)
+        code = self.wait_for_end(self.launch(), [], "the last start")
         if code:
             self.problem(f"the last start: exit code {code}")
             return
@@ -175,7 +176,7 @@ class DisturbedRun:
         if {record["step"]: record["loss"] for record in history.train} != self.losses:
             self.problem("the losses in the end are not those of the undisturbed run, step by step")
         self.half_lines += history.damaged_lines
-        if not same_end(self.path, self.folder / "whole"):
+        if not same_end(self.path, self.whole):
             self.problem("weights or moments in the end are not those of the undisturbed run")
         command = [*DNAPRETRAIN, "report", str(self.path), "--output", str(self.folder / "report.html")]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

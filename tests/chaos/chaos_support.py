@@ -19,6 +19,11 @@ SAVE_INTERVAL = 4
 EVAL_INTERVAL = SAVE_INTERVAL // 2
 
 
+def patience(seconds: float) -> float:
+    """How long to wait for an end before it is a hang, from what a whole undisturbed run took: the machine may be busy."""
+    return max(300.0, 30 * seconds)
+
+
 def make_config(folder: Path, run: Path, steps: int, keep_last: int = 2, tensor_ranks: int = 1) -> Path:
     """A shard of random bases and the settings of a tiny run in `run`."""
     from dnapretrain.data.shards.preprocess import preprocess

@@ -27,12 +27,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos_support import SAVE_INTERVAL, log_records, losses_of, make_config, same_end, torn_files
+from chaos_support import SAVE_INTERVAL, log_records, losses_of, make_config, patience, same_end, torn_files
 
 from dnapretrain.parallel.signals import EXIT_STOPPED, SAME_SECONDS, STOP_SIGNALS
 
 STEPS = 40
-WAIT_SECONDS = 120
+FIRST_SECONDS = 1800
+"""For the run without stops: what it takes is the measure for the others."""
 
 
 @dataclass
@@ -141,11 +142,12 @@ def one_round(config: Path, ranks: int, rng: random.Random, mode: str, losses: d
             send(pids, codes, number)
             if mode == "second" and not ended(pids, codes, SAME_SECONDS + 0.05 + rng.uniform(0, 0.3)):
                 send(pids, codes, number)
-        if not ended(pids, codes, 30 if mode == "kill" else WAIT_SECONDS):
+        wait = patience(longest)
+        if not ended(pids, codes, 30 if mode == "kill" else wait):
             if mode != "kill":
-                tally.problems.append(f"{name} after {delay:.2f} s: ranks did not end within {WAIT_SECONDS} s")
+                tally.problems.append(f"{name} after {delay:.2f} s: ranks did not end within {wait:.0f} s")
             send(pids, codes, signal.SIGKILL)
-            ended(pids, codes, WAIT_SECONDS)
+            ended(pids, codes, wait)
         tally.seconds_to_end.append(time.monotonic() - sent)
     what = f"{mode}, {name} after {delay:.2f} s, exit codes {sorted(set(codes.values()))}"
     tally.codes[f"{mode}: {' '.join(str(code) for code in sorted(set(codes.values())))}"] += 1
@@ -193,7 +195,7 @@ def main() -> int:
         config = make_config(folder, folder / "run", STEPS)
         started, codes = time.monotonic(), {}
         pids = start(config, arguments.ranks, folder / "whole.txt", f"train.run_dir={folder / 'whole'}")
-        if not ended(pids, codes, WAIT_SECONDS) or set(codes.values()) != {0}:
+        if not ended(pids, codes, FIRST_SECONDS) or set(codes.values()) != {0}:
             print((folder / "whole.txt").read_text())
             return 1
         longest = 1.05 * (time.monotonic() - started)

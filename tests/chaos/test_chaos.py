@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("chaos.py")
 
 
 @pytest.mark.slow
 def test_nothing_is_to_be_seen_of_disturbances_in_the_end() -> None:
-    result = subprocess.run([sys.executable, str(SCRIPT), "--rounds", "4", "--ranks", "2"], capture_output=True, text=True, timeout=550)
+    result = subprocess.run([sys.executable, str(SCRIPT), "--rounds", "4", "--ranks", "2"], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^4 rounds of 4 on 2 ranks", result.stdout, re.M)
     assert re.search(r"identical to the undisturbed one: [1-9]", result.stdout)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("stop_signals.py")
 
@@ -19,6 +20,6 @@ SCRIPT = Path(__file__).with_name("stop_signals.py")
 def test_stopped_runs_lose_nothing(ranks: int, rounds: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--ranks", str(ranks), *rounds], capture_output=True, text=True, env=environment, timeout=500
+        [sys.executable, str(SCRIPT), "--ranks", str(ranks), *rounds], capture_output=True, text=True, env=environment, timeout=HANG_SECONDS
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -166,9 +166,9 @@ def test_a_long_run_stays_light(tmp_path):
     rng = np.random.default_rng(1)
     bits = 1.9 + 1 / np.sqrt(np.arange(1, 100_001)) + rng.normal(0, 0.01, 100_000)
     run = write(tmp_path / "long", (step(number, float(value)) for number, value in enumerate(bits, 1)))
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock on the wall: others may use the machine
     write_report(run, run / "report.html")
-    assert time.perf_counter() - began < 60
+    assert time.process_time() - began < 60
     assert len((run / "report.html").read_bytes()) < 300_000
     text_of((run / "report.html").read_text())
 

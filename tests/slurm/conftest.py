@@ -26,10 +26,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     settings = {"SLURM_LOCAL_DIR": str(folder), "SLURM_LOCAL_NODES": str(NODES), "SLURM_LOCAL_GPUS": "2", "SLURM_LOCAL_PORT": "16917"}
     os.environ.update(settings, SLURM_CONF=str(folder / "slurm.conf"))
     try:
-        subprocess.run([script, "start"], check=True, timeout=60, stdout=subprocess.DEVNULL)
+        subprocess.run([script, "start"], check=True, timeout=600, stdout=subprocess.DEVNULL)
         yield
     finally:
-        subprocess.run([script, "stop"], check=False, timeout=120)
+        subprocess.run([script, "stop"], check=False, timeout=600)
         for name in (*settings, "SLURM_CONF"):
             os.environ.pop(name, None)
 
@@ -55,7 +55,7 @@ def whole(cluster: Cluster) -> dict[int, set[float]]:
     """The losses of a run without a stop, on the same four ranks, started by our own launcher."""
     command = [sys.executable, "-m", "dnapretrain", "pretrain", "tiny.yaml", "parallel.tp=2", "train.run_dir=whole", "--ranks", "4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=cluster.folder, env=environment, check=True, timeout=400, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=cluster.folder, env=environment, check=True, timeout=1800, stdout=subprocess.DEVNULL)
     losses = cluster.losses("whole")
     assert sorted(losses) == list(range(1, STEPS + 1)) and all(len(of_step) == 1 for of_step in losses.values())
     return losses

@@ -55,12 +55,12 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=5,bf_interval=5,batch_sched_delay=0,sched_min_interval=0
 JobRequeue=1
-KillWait=30
+KillWait=120
 MinJobAge=3600
 InactiveLimit=0
 WaitTime=0
-SlurmctldTimeout=30
-SlurmdTimeout=20
+SlurmctldTimeout=300
+SlurmdTimeout=300
 UnkillableStepTimeout=60
 # accounting without a database: one text line per finished job
 AccountingStorageType=accounting_storage/none
@@ -104,7 +104,7 @@ start() {
   for ((i=1;i<=N;i++)); do
     alive "$D/run/slurmd.node$i.pid" || slurmd -N "node$i" -f "$SLURM_CONF"
   done
-  for ((k=0;k<150;k++)); do                      # wait until every node is IDLE
+  for ((k=0;k<1500;k++)); do                      # wait until every node is IDLE
     [ "$(sinfo -h -N -t idle,mix,alloc -o %N 2>/dev/null | sort -u | wc -l)" -ge "$N" ] && { sinfo -N -l; return 0; }
     sleep 0.2
   done
@@ -116,7 +116,7 @@ stop() {
   for f in "$D"/run/slurmd.*.pid "$D/run/slurmctld.pid" "$D/munge/munged.pid"; do
     [ -f "$f" ] || continue
     p=$(cat "$f"); kill "$p" 2>/dev/null || true
-    for ((k=0;k<50;k++)); do kill -0 "$p" 2>/dev/null || break; sleep 0.2; done
+    for ((k=0;k<500;k++)); do kill -0 "$p" 2>/dev/null || break; sleep 0.2; done
     kill -0 "$p" 2>/dev/null && kill -9 "$p" || true
     rm -f "$f"
   done

@@ -64,9 +64,9 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", "-o", number)))
 
     def call(self, *command: str) -> str:
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True, timeout=600).stdout
 
-    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 240) -> Any:
+    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 1200) -> Any:
         """The first true value of `condition`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -9,7 +9,7 @@ import time
 import pytest
 from slurm_support import STEPS, Cluster, write_script
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 
 def finished_as_whole(cluster: Cluster, run: str, whole: dict[int, set[float]]) -> None:

@@ -99,13 +99,13 @@ def test_losses_are_read_from_the_log(tmp_path):
 
 def hold(run, pipe):
     pipe.send(RunLock(run).take())
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def test_one_run_at_a_time_and_a_dead_process_holds_nothing(tmp_path):
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    other = context.Process(target=hold, args=(tmp_path / "run", theirs))
+    other = context.Process(target=hold, args=(tmp_path / "run", theirs), daemon=True)
     other.start()
     assert ours.recv() == ""
     with pytest.raises(ConfigError, match=f"in use by process {other.pid} on .* Wait for its end"):

@@ -214,9 +214,9 @@ def test_many_loci_are_answered_together(tmp_path, capsys):
     path = make_config(tmp_path, ["big"], split={}, sequence_length=500)
     starts = np.sort(rng.integers(0, 1_999_000, 20_000)).tolist()
     (tmp_path / "l.bed").write_text("".join(f"c\t{start}\t{start + 200}\n" for start in starts))
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert main(["was-seen", str(path), "--bed", str(tmp_path / "l.bed"), "--json", "--up-to-step", "400"]) == 0
-    assert time.perf_counter() - begun < 30  # two seconds where nothing else runs
+    assert time.process_time() - begun < 30  # two seconds where nothing else runs
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["start"] for row in rows] == starts
     for row in rows[::2500]:

@@ -251,7 +251,7 @@ def test_the_rate_is_limited_over_all_threads(server, tmp_path):
     started = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda name: downloader.fetch(wanted(server, tmp_path / name, f"/{name}")), "abc"))
-    assert 0.5 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.5
 
 
 def test_adopted_files_are_checked(server, tmp_path):

@@ -233,10 +233,10 @@ def test_many_segments_are_found_and_quickly():
     built = index(lengths, shuffle=False)
     starts = [(segment, start) for segment, length in enumerate(lengths) for start in range(0, length, 8)]
     assert [built.resolve(draw)[1][0][:2] for draw in range(built.num_samples)] == starts
-    begin = time.perf_counter()
+    begin = time.process_time()
     for draw in range(0, 20_000):
         built.resolve(draw)
-    assert (time.perf_counter() - begin) / 20_000 < 50e-6  # Python call and tuples included
+    assert (time.process_time() - begin) / 20_000 < 50e-6  # Python call and tuples included
 
 
 @pytest.mark.parametrize(
