@@ -17,6 +17,7 @@ from dnapretrain import __version__, cli
 from dnapretrain.cli import main
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel import launch
+from dnapretrain.parallel.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "examples" / "quickstart" / "gpt.yaml")
@@ -277,10 +278,12 @@ def test_ranks_get_their_places_and_arguments(play: Any, tmp_path: Path) -> None
         "names = ('LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')\n"
         "open(f'rank{rank}', 'w').write(' '.join([*sys.argv[1:], *(os.environ[name] for name in names)]))"
     )
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     assert launch.launch_local(["pretrain", "a b"], 2) == 0
     places = [(tmp_path / f"rank{rank}").read_text().rsplit(maxsplit=1) for rank in range(2)]
     assert [place for place, _ in places] == ["pretrain a b 0 2 2 127.0.0.1", "pretrain a b 1 2 2 127.0.0.1"]
     assert len({port for _, port in places}) == 1
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
 
 
 def test_an_error_of_all_ranks_is_shown_once_and_sets_the_exit_code(play: Any, capfdbinary: Any) -> None:
@@ -321,12 +324,16 @@ def test_signals_reach_the_ranks(play: Any, capfdbinary: Any, tmp_path: Path, nu
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=send_when_up)
-    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     sender.start()
-    assert launch.launch_local([], 2) == code
+    try:
+        assert launch.launch_local([], 2) == code
+        os.kill(os.getpid(), number)  # the launcher's launcher passes it on too: the exit code stays
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
     sender.join()
     assert capfdbinary.readouterr().err == (b"stopped by the user\n" if number == signal.SIGINT else b"")
-    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
 
 
 def test_the_parser_is_built_without_side_effects() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnapretrain.data.formats.whole_file import whole_file
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,10 +93,8 @@ def _coverage(arguments: argparse.Namespace) -> int:
         summary = write_coverage(config, step, sys.stdout)
         sys.stderr.write(f"{summary.format(step)}\n")
         return 0
-    partial = arguments.output.with_name(f".{arguments.output.name}.partial")
-    with partial.open("w") as file:
+    with whole_file(arguments.output) as file:
         summary = write_coverage(config, step, file)
-    partial.replace(arguments.output)
     print(summary.format(step))
     return 0
 
@@ -111,11 +110,8 @@ def _add_sketch_arguments(verb: Any) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that is either whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
+    with whole_file(path) as file:
         file.writelines(lines)
-    partial.replace(path)
 
 
 def add_dedup(verbs: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,10 +55,22 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Path:
     latest = path / CHECKPOINTS_DIR / LATEST_FILE
     if not latest.is_file():
         raise CheckpointError(f"{path} holds neither {WEIGHTS_DIR}/ nor {CHECKPOINTS_DIR}/{LATEST_FILE}: no finished checkpoint there.")
-    checkpoint = latest.parent / latest.read_text().strip()
+    name = latest_name(latest.parent)
+    if not name:
+        raise CheckpointError(f"{latest} is damaged: it names no checkpoint. Write the name of a folder step_... beside it into it.")
+    checkpoint = latest.parent / name
     if not (checkpoint / WEIGHTS_DIR).is_dir():
         raise CheckpointError(f"{latest} names {checkpoint.name}, which is not there. Write the name of a folder beside it into that file.")
     return checkpoint
+
+
+def latest_name(checkpoints: Path) -> str | None:
+    """The folder that `latest` of a run's checkpoints names; '' where it names none (cut short, other bytes), None without the file."""
+    latest = checkpoints / LATEST_FILE
+    if not latest.is_file():
+        return None
+    name = latest.read_bytes().decode(errors="replace").strip()
+    return name if re.fullmatch(r"step_\d{8,}", name, re.ASCII) else ""
 
 
 def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> RunConfig:

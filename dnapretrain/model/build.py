@@ -142,6 +142,15 @@ def wrap_for_training(chunks: list[Chunk], parallel: ParallelConfig, precision: 
     ]
 
 
+def finish_param_gather(chunks: list[DistributedDataParallel]) -> None:
+    """Wait for updated weights of other ranks: with overlap_param_gather the old ones stand there till the next forward pass.
+
+    All data-parallel ranks call it together.
+    """
+    for chunk in chunks:
+        chunk.start_param_sync(force_sync=True)
+
+
 def wrap_for_precision(chunks: list[Chunk], precision: str) -> list[torch.nn.Module]:
     """The chunks as they compute: in bf16 inside, fp32 at both ends, or as they are."""
     return [Float16Module(chunk.config, chunk) if precision == "bf16" else chunk for chunk in chunks]

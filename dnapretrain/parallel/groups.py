@@ -169,6 +169,11 @@ def replica_ranks() -> list[int]:
     return dist.get_process_group_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
 
+def rank_numbers(ranks: list[int]) -> str:
+    """Ranks in words for a message: the first eight and how many others."""
+    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
 def problems_of_ranks(problem: str) -> list[str]:
     """What went wrong on any rank ('' for nothing), in rank order and the same on every rank, so that all take the same way."""
     if not sum_of_ranks(1 if problem else 0):

@@ -43,7 +43,8 @@ def default_ranks(device: str, model_parallel_size: int) -> int:
 def launch_local(arguments: Sequence[str], ranks: int) -> int:
     """Run `python -m dnapretrain ARGUMENTS` as `ranks` local ranks; return the first failing exit code (128 + signal if killed), else 0.
 
-    Signals sent to this process are passed on. When a rank fails the others get GRACE_SECONDS to end.
+    Signals sent to this process are passed on; once one was, later ones mean the same, and no longer end this process by themselves.
+    When a rank fails the others get GRACE_SECONDS to end.
     """
     processes: list[subprocess.Popen[bytes]] = []
     passed_on: set[int] = set()
@@ -61,9 +62,13 @@ def launch_local(arguments: Sequence[str], ranks: int) -> int:
         # A rank that will watch for signals takes those that come while it starts when it does.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if arguments[:1] == ["pretrain"] else ())
         try:
-            processes += [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
+            for environment in environments:
+                processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
         finally:
+            early = tuple(passed_on)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number in early:  # came between two starts: the later ranks have not heard it
+            pass_on(number, None)
         told: set[bytes] = set()
         held: list[bytes] = []
         relays = [Thread(target=_relay, args=(process.stderr, told, held), daemon=True) for process in processes]
@@ -73,8 +78,9 @@ def launch_local(arguments: Sequence[str], ranks: int) -> int:
         for relay in relays:
             relay.join(timeout=GRACE_SECONDS)
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not passed_on:  # else a repeat, from a launcher's launcher, would take this process's exit code from it
+            for number, handler in previous.items():
+                signal.signal(number, handler)
     if code >= 0 and not told:
         sys.stderr.buffer.writelines(held[:1])
     if code < 0 and -code not in passed_on:

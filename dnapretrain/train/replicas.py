@@ -15,14 +15,14 @@ import torch
 import xxhash
 
 from dnapretrain.errors import DivergedReplicasError
-from dnapretrain.parallel.groups import gather_of_replicas, problems_of_ranks, replica_ranks
+from dnapretrain.model.build import finish_param_gather
+from dnapretrain.parallel.groups import gather_of_replicas, problems_of_ranks, rank_numbers, replica_ranks
 
 
 def check_replicas(chunks: list[Any], step: int, overlap_param_gather: bool) -> None:
     """Raise DivergedReplicasError, on every rank, where a weight differs between data-parallel ranks."""
-    if overlap_param_gather:  # updated weights are on their way until the next forward pass otherwise
-        for chunk in chunks:
-            chunk.start_param_sync(force_sync=True)
+    if overlap_param_gather:
+        finish_param_gather(chunks)
     weights = [(f"chunk {index} {name}", weight) for index, chunk in enumerate(chunks) for name, weight in chunk.named_parameters()]
     digests = weight_digests(weight for _, weight in weights).to(weights[0][1].device if weights else "cpu")
     gathered = torch.stack(gather_of_replicas(digests)).cpu()
@@ -51,10 +51,7 @@ def first_difference(names: list[str], ranks: list[int], digests: torch.Tensor) 
     number = int(differs.sum())
     weight = f"{names[first]} and {number - 1} more" if number > 1 else names[first]
     if 2 * count <= len(ranks):
-        return f"ranks {_text(ranks)} disagree in weight {weight}"
+        return f"ranks {rank_numbers(ranks)} disagree in weight {weight}"
     odd = [rank for rank, value in zip(ranks, column, strict=True) if value != usual]
-    return f"rank {_text(odd)} holds another value of weight {weight} than ranks {_text([rank for rank in ranks if rank not in odd])}"
-
-
-def _text(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    others = [rank for rank in ranks if rank not in odd]
+    return f"rank {rank_numbers(odd)} holds another value of weight {weight} than ranks {rank_numbers(others)}"

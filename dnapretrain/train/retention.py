@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dnapretrain.config import CheckpointConfig
-from dnapretrain.convert.native import CHECKPOINTS_DIR, LATEST_FILE, STATE_FILE, WEIGHTS_DIR, read_state
+from dnapretrain.convert.native import CHECKPOINTS_DIR, LATEST_FILE, STATE_FILE, WEIGHTS_DIR, latest_name, read_state
 from dnapretrain.errors import CheckpointError
 
 
@@ -28,14 +28,23 @@ def finished_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def resumable(run_dir: Path) -> list[Path]:
-    """The checkpoints a start may go on from, in the order to try: the one that `latest` names, then those before it."""
+    """The checkpoints a start may go on from, in the order to try: the one that `latest` names, then those before it.
+
+    All finished ones where `latest` names none.
+    """
     finished = finished_checkpoints(run_dir)
-    latest = run_dir / CHECKPOINTS_DIR / LATEST_FILE
-    name = latest.read_text().strip() if latest.is_file() else ""
-    if not re.fullmatch(r"step_\d{8,}", name):
+    name = latest_name(run_dir / CHECKPOINTS_DIR)
+    if not name:
         return finished[::-1]
-    newest = latest.parent / name
+    newest = run_dir / CHECKPOINTS_DIR / name
     return [newest, *(path for path in finished[::-1] if step_of(path) < step_of(newest))]
+
+
+def latest_problem(run_dir: Path) -> str:
+    """A warning where `latest` is there and names no checkpoint; else ''."""
+    if latest_name(run_dir / CHECKPOINTS_DIR) != "":
+        return ""
+    return f"WARNING: {run_dir / CHECKPOINTS_DIR / LATEST_FILE} is damaged: it names no checkpoint. The newest finished one is tried."
 
 
 def to_delete(steps: Sequence[int], newest: int, keep: CheckpointConfig, losses: Mapping[int, float]) -> list[int]:

@@ -12,7 +12,8 @@ from megatron.core import parallel_state
 from dnapretrain.config import ParallelConfig, RunConfig
 from dnapretrain.config_file import dump_config
 from dnapretrain.config_rules import check_world
-from dnapretrain.convert.native import find_checkpoint, read_config
+from dnapretrain.convert.native import CONFIG_FILE, find_checkpoint, read_config
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
@@ -29,7 +30,7 @@ from dnapretrain.train.checkpoint import RunPosition, load_newest, load_weights
 from dnapretrain.train.continued import start_from
 from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
-from dnapretrain.train.retention import resumable
+from dnapretrain.train.retention import latest_problem, resumable
 from dnapretrain.train.run_lock import RunLock
 from dnapretrain.train.run_log import log_start
 from dnapretrain.train.saver import CheckpointSaver
@@ -97,7 +98,8 @@ def build_trainer(
         started_from = start_from(find_checkpoint(config.checkpoint.load), config, data.tokenizer, platform, wrapped, optimizer)
 
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
-    position, resume_from, remarks = RunPosition(), None, [remark] if remark else []
+    position, resume_from = RunPosition(), None
+    remarks = [said for said in (remark, latest_problem(run_dir)) if said]
     if candidates:
         position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at)
         remarks += warnings
@@ -217,4 +219,4 @@ def _take(lock: RunLock, platform: Platform) -> str:
 
 def _save_config(config: RunConfig) -> None:
     config.train.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.train.run_dir / "run.yaml").write_text(dump_config(config))
+    write_whole(config.train.run_dir / CONFIG_FILE, dump_config(config))  # what the last start wrote survives a full disk

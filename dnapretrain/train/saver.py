@@ -33,8 +33,10 @@ from dnapretrain.convert.native import (
     WEIGHTS_DIR,
     state_text,
 )
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.data.shards.writer import sync_folder
 from dnapretrain.errors import CheckpointError
+from dnapretrain.model.build import finish_param_gather
 from dnapretrain.parallel.groups import main_rank_does, max_of_ranks, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.checkpoint import SHARDING, RunPosition, sharded_state
@@ -143,7 +145,7 @@ class CheckpointSaver:
         def probe() -> None:
             self.parent.mkdir(parents=True, exist_ok=True)
             file = self.parent / ".probe"
-            _write_synced(file, "can this folder be written?\n")
+            write_whole(file, "can this folder be written?\n")
             file.unlink()
             check_room(self.parent, num_bytes)
 
@@ -161,11 +163,8 @@ class CheckpointSaver:
             (self._partial / WEIGHTS_DIR).mkdir(parents=True, exist_ok=True)
 
         main_rank_does(prepare, CheckpointError, f"cannot write below {self.parent}")
-        if (
-            self.config.parallel.overlap_param_gather
-        ):  # updated weights wait for the next forward pass otherwise: the old ones would be saved
-            for chunk in self.chunks:
-                chunk.start_param_sync(force_sync=True)
+        if self.config.parallel.overlap_param_gather:
+            finish_param_gather(self.chunks)
         state = sharded_state(self.chunks, self.optimizer, is_loading=False)
         seconds = self.config.checkpoint.timeout_seconds
         writing = begin_writing(state, dict(SHARDING), self._partial / WEIGHTS_DIR, seconds, self._validate)
@@ -203,8 +202,8 @@ class CheckpointSaver:
             results = [result for result, _ in gathered or []]
             digests = {name: entry for _, found in gathered or [] for name, entry in found.items()}
             files = finish_writing(writing, results, digests)
-            _write_synced(self._partial / CONFIG_FILE, dump_config(self.config))
-            _write_synced(self._partial / TOKENIZER_FILE, json.dumps(self.tokenizer, indent=1))
+            write_whole(self._partial / CONFIG_FILE, dump_config(self.config))
+            write_whole(self._partial / TOKENIZER_FILE, json.dumps(self.tokenizer, indent=1))
             state = {
                 "format": FORMAT_VERSION,
                 "dnapretrain": __version__,
@@ -213,7 +212,7 @@ class CheckpointSaver:
                 "world_size": self.platform.world_size,
                 "files": files,
             }
-            _write_synced(self._partial / STATE_FILE, state_text(self._partial, state))
+            write_whole(self._partial / STATE_FILE, state_text(self._partial, state))
             sync_folder(self._partial / WEIGHTS_DIR)
             sync_folder(self._partial)
             if self._final.exists():  # of a run that was set back to before it
@@ -221,8 +220,7 @@ class CheckpointSaver:
                 shutil.rmtree(old, ignore_errors=True)
                 self._final.rename(old)
             self._partial.rename(self._final)
-            _write_synced(self.parent / ".latest.partial", self._final.name + "\n")
-            (self.parent / ".latest.partial").replace(self.parent / LATEST_FILE)
+            write_whole(self.parent / LATEST_FILE, self._final.name + "\n")
             sync_folder(self.parent)
 
         main_rank_does(finish, CheckpointError, f"cannot finish {self._final}")
@@ -271,13 +269,6 @@ class CheckpointSaver:
 
     def _ends_in_time(self) -> Any:
         return ends_within(self.config.checkpoint.timeout_seconds, f"saving {self._final}")
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

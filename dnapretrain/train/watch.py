@@ -20,7 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dnapretrain.data.formats.whole_file import whole_file, write_whole
 from dnapretrain.errors import HangError
+from dnapretrain.parallel.groups import rank_numbers
 
 PHASES = ("start", "forward-backward", "gradient reduction", "update", "after the step", "saving", "evaluation", "end")
 """In the order of a step."""
@@ -100,7 +102,7 @@ class Watch:
 
     def _beat(self) -> None:
         if self.heartbeat_seconds:
-            _quietly(lambda: _replace(self.run_dir / HEARTBEAT_FILE, json.dumps(self._state())))
+            _quietly(lambda: write_whole(self.run_dir / HEARTBEAT_FILE, json.dumps(self._state()) + "\n", durable=False))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -124,12 +126,10 @@ class Watch:
         frame = sys._current_frames().get(self._main_thread)
         last = traceback.extract_stack(frame)[-1] if frame else None
         at = f"{last.name} ({Path(last.filename).name}:{last.lineno})" if last else "?"
-        partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
+        with whole_file(path, durable=False) as file:
             file.write(json.dumps({**self._state(), "at": at}) + "\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        partial.replace(path)
         _say(
             f"WARNING: rank {self.rank} on {socket.gethostname()} has been in '{self.phase}' of step {self.step} for "
             f"{time.time() - self.since:.0f} s, at {at}; its stack is in {path}"
@@ -148,7 +148,7 @@ def who_is_behind(run_dir: Path, world_size: int) -> str:
     silent = [rank for rank in range(world_size) if rank not in found]
     places = {rank: (state["step"], PHASES.index(state["phase"])) for rank, state in found.items()}
     behind = [rank for rank, place in places.items() if place == min(places.values())]
-    parts = [f"rank {_numbers(silent)} has not said where it is (ended or frozen)"] if silent else []
+    parts = [f"rank {rank_numbers(silent)} has not said where it is (ended or frozen)"] if silent else []
     if len(behind) < len(found):
         parts += [f"rank {rank} on {found[rank]['host']} is in {_place(found[rank])}, at {found[rank]['at']}" for rank in behind[:4]]
     if not parts:
@@ -158,10 +158,6 @@ def who_is_behind(run_dir: Path, world_size: int) -> str:
 
 def _place(state: dict[str, Any]) -> str:
     return f"'{state['phase']}' of step {state['step']}"
-
-
-def _numbers(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def _quietly(action: Callable[[], None]) -> None:
@@ -175,9 +171,3 @@ def _quietly(action: Callable[[], None]) -> None:
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)

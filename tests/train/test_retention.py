@@ -12,9 +12,25 @@ import time
 import pytest
 
 from dnapretrain.config import CheckpointConfig
+from dnapretrain.convert.native import find_checkpoint
 from dnapretrain.errors import CheckpointError, ConfigError
-from dnapretrain.train.retention import delete_old, finished_checkpoints, logged_losses, resumable, to_delete
+from dnapretrain.train.retention import delete_old, finished_checkpoints, latest_problem, logged_losses, resumable, to_delete
 from dnapretrain.train.run_lock import RunLock
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"step_0000", b"../step_00000020\n", "step_0000002²".encode()])
+def test_a_damaged_latest_is_told_and_the_newest_finished_one_tried(tmp_path, content):
+    old, new = make(tmp_path, 10), make(tmp_path, 20)
+    latest = tmp_path / "checkpoints" / "latest"
+    assert resumable(tmp_path) == [new, old] and latest_problem(tmp_path) == ""  # a run that was killed before it
+    latest.write_bytes(b"step_00000010\n")
+    assert resumable(tmp_path) == [old] and latest_problem(tmp_path) == ""
+    assert find_checkpoint(tmp_path) == old
+    latest.write_bytes(content)
+    assert resumable(tmp_path) == [new, old]
+    assert f"WARNING: {latest} is damaged" in latest_problem(tmp_path)
+    with pytest.raises(CheckpointError, match="latest is damaged: it names no checkpoint"):
+        find_checkpoint(tmp_path)
 
 
 def make(run, step, files=("a",), finished=True):

@@ -70,7 +70,7 @@ def _last_step(run: Path) -> int | None:
             if record.get("kind") in ("train", "start") and isinstance(record.get("step"), int):
                 return int(record["step"])
     latest = checkpoints / "latest"
-    state = (checkpoints / latest.read_text().strip() if latest.is_file() else run) / "state.json"
+    state = (checkpoints / latest.read_text(errors="replace").strip() if latest.is_file() else run) / "state.json"
     return int(_json(state.read_bytes())["step"]) if state.is_file() else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import xxhash
 from isal import igzip
 
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.data.shards.writer import sync_folder
 
 
@@ -102,10 +102,5 @@ def check_gzip(path: Path, name: str) -> None:
 def write_json(path: Path, tree: Any) -> None:
     """Write `tree` so that `path` holds either all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
     sync_folder(path.parent)

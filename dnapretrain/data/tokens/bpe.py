@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dnapretrain import __version__
 from dnapretrain._core import MAX_TRAINED_BPE_TOKENS, BpeEncoder, BpeTrainer
 from dnapretrain.config import BPE_BASES_PER_TOKEN
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.data.shards.shard import Shard, open_shard
 from dnapretrain.data.tokens.vocabularies import BPE_SPECIALS
 from dnapretrain.errors import ConfigError, DataError
@@ -98,7 +99,7 @@ class BpeVocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json; it appears whole or not at all."""
-        _write_whole(Path(path), self.to_json())
+        write_whole(Path(path), json.dumps(self.to_json(), indent=2) + "\n")
 
 
 def load_bpe(path: str | Path) -> BpeVocabulary:
@@ -230,7 +231,7 @@ def train_bpe(
         "counts": counts,
     }
     vocabulary.save(output)
-    _write_whole(training_file(output), report)
+    write_whole(training_file(output), json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -314,9 +315,3 @@ def _learn(trainer: BpeTrainer, num_merges: int, on_progress: OnProgress | None)
         if on_progress:
             on_progress(len(merges), num_merges)
     return vocabulary_of_merges(merges), counts
-
-
-def _write_whole(path: Path, contents: dict[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
