@@ -10,7 +10,11 @@ the end: is every step there, are weights and moments the same, does the report 
 
 The seed fixes what is drawn, not the timing of processes. A full disk needs root: the run folder is a small tmpfs then.
 
+With --folder the rounds can be done in parts: each call begins no round after --seconds, finishes its run, prints the table of all
+rounds so far and keeps them there; the same command goes on. One that is killed loses the rounds since the last run that was finished.
+
     python tests/chaos/chaos.py --rounds 50 --ranks 4
+    python tests/chaos/chaos.py --rounds 50 --ranks 4 --folder chaos --seconds 200
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -30,12 +35,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos_run import DisturbedRun, fingerprint, kill, kill_all, ranks_of
-from chaos_support import EVAL_INTERVAL, SAVE_INTERVAL, make_config
+from chaos_support import EVAL_INTERVAL, SAVE_INTERVAL, losses_of, make_config
 
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.parallel.signals import EXIT_STOPPED
 from dnapretrain.train.retention import step_of
 
@@ -44,6 +51,11 @@ CLONE_NEWNS = 0x00020000
 KILL_ONE, KILL_ALL, STOP, FULL_DISK = "SIGKILL of one rank", "SIGKILL of all", "stop (SIGTERM, SIGUSR2)", "full disk"
 CUT, FLIP, REMOVE = "checkpoint cut short", "checkpoint, one bit flipped", "checkpoint, file removed"
 MOMENTS = ("start", "steps", "save", "evaluation")
+KEPT = (
+    *("problems", "start_seconds", "whole_seconds", "restarts_listed", "starts_in_all", "half_lines", "runs_finished"),
+    "checkpoints_checked",
+)
+"""What of a DisturbedRun goes on from call to call: all that is not of the run in progress."""
 
 
 @dataclass
@@ -67,6 +79,30 @@ class Chaos:
     run: DisturbedRun
     rng: random.Random
     strikes: list[Strike] = field(default_factory=list)
+    bag: list[str] = field(default_factory=list)
+    """Kinds that are still to be drawn before all are drawn anew."""
+    seconds: float = 0.0
+    """Of earlier calls."""
+
+    def keep(self, path: Path, arguments: dict[str, Any], seconds: float) -> None:
+        """Write down what the rounds came to, for a later call with the same arguments."""
+        kept = {name: getattr(self.run, name) for name in KEPT}
+        strikes = [asdict(strike) for strike in self.strikes]
+        state = {"arguments": arguments, "run": kept, "rng": self.rng.getstate(), "bag": self.bag, "strikes": strikes, "seconds": seconds}
+        write_whole(path, json.dumps(state))
+
+    def go_on(self, path: Path, arguments: dict[str, Any]) -> None:
+        """Take over what `keep` wrote down."""
+        state = json.loads(path.read_text())
+        if state["arguments"] != arguments:
+            sys.exit(f"error: {path.parent} holds rounds with {state['arguments']}, not {arguments}. Give another --folder.")
+        for name, value in state["run"].items():
+            setattr(self.run, name, value)
+        self.run.losses = losses_of(self.run.whole)
+        version, words, rest = state["rng"]
+        self.rng.setstate((version, tuple(words), rest))
+        self.strikes = [Strike(**strike) for strike in state["strikes"]]
+        self.bag, self.seconds = state["bag"], state["seconds"]
 
     def strike(self, kind: str) -> bool:
         """One round; False if there was nothing to strike: the run had ended, or has too few checkpoints to damage one."""
@@ -176,7 +212,7 @@ class Chaos:
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
     """A tmpfs at `folder` while this lasts; False where the system does not allow one. No other process sees it, and it ends with us."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     commands = [["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]]
     may_mount = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
     is_alone = may_mount and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0  # a mount namespace of our own
@@ -186,6 +222,17 @@ def small_disk(folder: Path) -> Iterator[bool]:
     finally:
         if is_mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def given_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """`folder`, made if need be, or one for as long as this lasts."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder.resolve()
 
 
 def print_table(strikes: list[Strike]) -> None:
@@ -203,21 +250,23 @@ def print_table(strikes: list[Strike]) -> None:
     print(f"moments: {', '.join(f'{moment} {count}' for moment, count in sorted(moments.items()))}")
 
 
-def disturb(chaos: Chaos, kinds: list[str], rounds: int, until: float) -> None:
-    """The rounds, and the run's end; ends early where something is wrong."""
-    run, bag, began = chaos.run, [], time.monotonic()
+def disturb(chaos: Chaos, kinds: list[str], rounds: int, until: float, keep: Callable[[], None]) -> None:
+    """The rounds, and the run's end; ends early where something is wrong. `keep` is called after each run that was finished."""
+    run, began, before = chaos.run, time.monotonic(), len(chaos.strikes)
     while len(chaos.strikes) < rounds and time.monotonic() < until and not run.problems:
         if run.is_finished():
             run.finish()
+            keep()
             continue
-        bag = bag or chaos.rng.sample(kinds, len(kinds))
-        if chaos.strike(bag.pop()):
+        chaos.bag = chaos.bag or chaos.rng.sample(kinds, len(kinds))
+        if chaos.strike(chaos.bag.pop()):
             strike = chaos.strikes[-1]
             where = f"{strike.moment} {strike.file}".rstrip()
             came_to = f"{strike.steps_lost} steps lost" + ("" if strike.code is None else f", exit code {strike.code}")
             print(f"{len(chaos.strikes):>3}  {time.monotonic() - began:>4.0f} s  {strike.kind}: {where}, {came_to}", flush=True)
-    if not run.problems:
+    if not run.problems and len(chaos.strikes) > before and (run.path.exists() or not run.runs_finished):
         run.finish()
+    keep()
 
 
 def main() -> int:
@@ -227,25 +276,34 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, choices=(2, 4), default=4, help="in pairs of tensor-parallel ranks")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so long")
+    parser.add_argument("--folder", type=Path, help="keep the rounds there: the same command goes on with them")
     arguments = parser.parse_args()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is ended and unmounted
     steps = 24 + 2 * arguments.rounds
-    with tempfile.TemporaryDirectory() as name, small_disk(Path(name) / "disk") as has_small_disk:
-        config = make_config(Path(name), Path(name) / "disk" / "run", steps, keep_last=3, tensor_ranks=2)
-        run = DisturbedRun(Path(name), config, arguments.ranks, steps)
+    with given_or_temporary(arguments.folder) as folder, small_disk(folder / "disk") as has_small_disk:
+        shutil.rmtree(folder / "disk" / "run", ignore_errors=True)  # of a call that was killed
+        same = {name: getattr(arguments, name) for name in ("rounds", "seed", "ranks")}
+        state = folder / "state.json"
+        config = make_config(folder, folder / "disk" / "run", steps, keep_last=3, tensor_ranks=2)
+        run = DisturbedRun(folder, config, arguments.ranks, steps)
         chaos = Chaos(run, random.Random(arguments.seed))
         try:
-            run.run_undisturbed()
-            print(f"undisturbed: {steps} steps, {run.start_seconds:.1f} s to start, {time.monotonic() - began:.1f} s in all", flush=True)
+            if state.exists():
+                chaos.go_on(state, same)
+            else:
+                shutil.rmtree(run.whole, ignore_errors=True)
+                run.run_undisturbed()
+            print(f"undisturbed: {steps} steps, {run.start_seconds:.1f} s to start, {run.whole_seconds:.1f} s in all", flush=True)
             if not has_small_disk:
                 print(f"LEFT OUT: {FULL_DISK}: it needs root and the right to mount a tmpfs")
             kinds = [KILL_ONE, KILL_ALL, STOP, CUT, FLIP, REMOVE] + [FULL_DISK] * has_small_disk
-            disturb(chaos, kinds, arguments.rounds, began + arguments.seconds)
+            until = began + arguments.seconds
+            disturb(chaos, kinds, arguments.rounds, until, lambda: chaos.keep(state, same, chaos.seconds + time.monotonic() - began))
         finally:
             if run.launcher:
                 kill_all(run.launcher)
-    count, seconds = len(chaos.strikes), time.monotonic() - began
+    count, seconds = len(chaos.strikes), chaos.seconds + time.monotonic() - began
     print(f"{count} rounds of {arguments.rounds} on {arguments.ranks} ranks, seed {arguments.seed}, {seconds:.0f} s")
     print_table(chaos.strikes)
     print(f"runs that reached their end, identical to the undisturbed one: {run.runs_finished}")

@@ -31,7 +31,7 @@ def make_config(folder: Path, run: Path, steps: int, keep_last: int = 2, tensor_
     rng = np.random.default_rng(3)
     records = [f">{name}\n{''.join(rng.choice(list('ACGT'), length))}\n" for name, length in (("chr1", 20_000), ("chr2", 2_000))]
     (folder / "small.fa").write_text("".join(records))
-    preprocess([folder / "small.fa"], folder / "small")
+    preprocess([folder / "small.fa"], folder / "small", overwrite=True)
     tree = {
         "data": {"train": str(folder / "small"), "sequence_length": 32, "split": {"by": "contig", "valid_contigs": ["chr2"]}},
         "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64, "transformer_impl": "torch"},
