@@ -1,8 +1,8 @@
 """Proofs that a user can run on their own configuration: `dnapretrain verify resume CONFIG` (layouts: verify_layouts.py).
 
 The proof is made from outside, with the ordinary command and fresh processes: one run of N steps, one
-of k steps that stops, one that resumes it to N. Then every loss, gradient norm, weight and moment of
-the two is compared.
+of k steps that stops, one that resumes it to N, perhaps with further stops. Then every loss, gradient
+norm, weight and moment of the two is compared.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,18 @@ def verify_resume(
     config: RunConfig,
     ranks: int,
     steps: int,
-    stop_at: int,
+    stops: Sequence[int],
     output: Path,
     resume_overrides: Sequence[str] = (),
     resume_ranks: int | None = None,
 ) -> dict[str, Any]:
-    """Compare N steps with k, stop, N-k; write `proof.json` below `output` and return it.
+    """Compare N steps with a run that stops after each of `stops` and is resumed; write `proof.json` below `output` and return it.
 
     Under the same layout everything must be equal bit for bit; with `resume_overrides` or `resume_ranks`
-    losses and gradient norms must agree within LOSS_TOLERANCE and GRAD_NORM_TOLERANCE.
+    losses and gradient norms must agree within LOSS_TOLERANCE and GRAD_NORM_TOLERANCE. The samples of each step are the same always.
     """
-    if not 0 < stop_at < steps:
-        raise ConfigError(f"--stop-at = {stop_at} must lie between 0 and --steps = {steps}.")
+    if not stops or list(stops) != sorted(set(stops)) or not 0 < stops[0] <= stops[-1] < steps:
+        raise ConfigError(f"--at = {','.join(map(str, stops))} must be rising and lie between 0 and --steps = {steps}.")
     for override in resume_overrides:
         if not override.startswith(LAYOUT_KEYS):
             raise ConfigError(
@@ -61,11 +62,12 @@ def verify_resume(
     for folder in (whole, parted):
         shutil.rmtree(folder, ignore_errors=True)
     _train(config, whole, output / "whole.yaml", steps, steps, (), ranks)
-    _train(config, parted, output / "parted.yaml", steps, stop_at, (), ranks)
-    _train(config, parted, output / "parted.yaml", steps, steps, resume_overrides, resume_ranks or ranks)
+    _train(config, parted, output / "parted.yaml", steps, stops[0], (), ranks)
+    for until in (*stops[1:], steps):
+        _train(config, parted, output / "parted.yaml", steps, until, resume_overrides, resume_ranks or ranks)
     proof = {
         "steps": steps,
-        "stopped_at": stop_at,
+        "stopped_at": list(stops),
         "ranks": ranks,
         "resumed_with": list(resume_overrides),
         "resumed_on_ranks": resume_ranks or ranks,
@@ -74,7 +76,7 @@ def verify_resume(
         **(_compare_tensors(whole, parted) if same_layout else {}),
     }
     proof["passed"] = (
-        proof["losses_identical"] and proof["grad_norms_identical"] and not proof["tensors_different"]
+        proof["losses_identical"] and proof["grad_norms_identical"] and proof["samples_identical"] and not proof["tensors_different"]
         if same_layout
         else within_tolerance(proof, config.train.precision)
     )
@@ -84,8 +86,10 @@ def verify_resume(
 
 def format_proof(proof: dict[str, Any]) -> str:
     """The proof as a few lines of text."""
+    places = [0, *proof["stopped_at"], proof["steps"]]
+    parts = " + stop + ".join(str(end - start) for start, end in pairwise(places))
     lines = [
-        f"{proof['steps']} steps on {proof['ranks']} rank(s) against {proof['stopped_at']} + stop + {proof['steps'] - proof['stopped_at']} "
+        f"{proof['steps']} steps on {proof['ranks']} rank(s) against {parts} "
         f"on {proof['resumed_on_ranks']} rank(s) {' '.join(proof['resumed_with'])}".rstrip(),
         f"largest loss difference          {proof['max_loss_difference']:.3g}",
         f"largest gradient-norm difference {proof['max_grad_norm_relative_difference']:.3g} (relative)",
@@ -112,18 +116,21 @@ def proof_tree(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     return tree
 
 
-def compare_steps(ours: Path, theirs: Path, steps: int) -> dict[str, Any]:
-    """Losses (absolute) and gradient norms (relative to `ours`) of steps 1 to `steps` in the logs of two run folders.
+def compare_steps(ours: Path, theirs: Path, steps: int, after: int = 0) -> dict[str, Any]:
+    """Losses (absolute) and gradient norms (relative to `ours`) of steps `after` + 1 to `steps` in the logs of two run folders.
 
+    Samples are identical when each step has seen the same number of them, with as many tokens and targets: the first of a run are
+    those of its data digest, which a resume compares itself.
     A value that is not finite differs by infinity. Raises DnaPretrainError when a log lacks a step.
     """
     first, second = ({record["step"]: record for record in _train_records(folder)} for folder in (ours, theirs))
-    missing = [step for step in range(1, steps + 1) if step not in first or step not in second]
+    missing = [step for step in range(after + 1, steps + 1) if step not in first or step not in second]
     if missing:
         raise DnaPretrainError(f"steps {missing[:5]} are missing from the logs of {ours} and {theirs}.")
-    pairs = [(first[step], second[step]) for step in range(1, steps + 1)]
+    pairs = [(first[step], second[step]) for step in range(after + 1, steps + 1)]
     return {
         "losses_identical": all(a["loss"] == b["loss"] for a, b in pairs),
+        "samples_identical": all(a.get(key) == b.get(key) for a, b in pairs for key in ("consumed_samples", "num_tokens", "num_targets")),
         "grad_norms_identical": all(a["grad_norm"] == b["grad_norm"] for a, b in pairs),
         "max_loss_difference": max(_difference(a["loss"], b["loss"]) for a, b in pairs),
         "max_grad_norm_relative_difference": max(
@@ -136,7 +143,7 @@ def compare_steps(ours: Path, theirs: Path, steps: int) -> dict[str, Any]:
 def within_tolerance(compared: dict[str, Any], precision: str) -> bool:
     """True when what `compare_steps` found is as small as another layout may make it."""
     losses, norms = compared["max_loss_difference"], compared["max_grad_norm_relative_difference"]
-    return bool(losses <= LOSS_TOLERANCE[precision] and norms <= GRAD_NORM_TOLERANCE[precision])
+    return bool(compared["samples_identical"] and losses <= LOSS_TOLERANCE[precision] and norms <= GRAD_NORM_TOLERANCE[precision])
 
 
 def _difference(ours: float, theirs: float, unit: float = 1.0) -> float:

@@ -25,7 +25,7 @@ from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError, DnaPretrainError
 from dnapretrain.model.counts import pipeline_ends
 from dnapretrain.parallel.launch import default_ranks, is_launched
-from dnapretrain.verify import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, compare_steps, proof_tree, within_tolerance
+from dnapretrain.verify import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, compare_steps, proof_tree, verify_resume, within_tolerance
 
 MAX_CPU_RANKS = 8
 """Ranks of the largest standard layout."""
@@ -136,6 +136,68 @@ def verify_layouts(
     return proof
 
 
+def verify_resume_under(
+    config: RunConfig,
+    ranks: int,
+    steps: int,
+    stops: Sequence[int],
+    output: Path,
+    names: Sequence[str],
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """`verify_resume`, then the run stopped after the first of `stops` is resumed to `steps` under each of the layouts `names` too.
+
+    There losses and gradient norms must agree within the tolerances, and the samples must be the same. What became of them is added to
+    `proof.json`. Raises ConfigError for a model with dropout: at another layout ranks draw other numbers.
+    """
+    _check_names(names)
+    if config.model.has_dropout:
+        raise ConfigError(
+            "--layouts needs a model without dropout, which draws other numbers at another layout. "
+            "Add model.hidden_dropout=0 model.attention_dropout=0."
+        )
+    proof = verify_resume(config, ranks, steps, stops, output)
+    say(_row(HEADER) + "  result")
+    results = []
+    for name in names:
+        results.append(_resume(config, name, output, steps, stops[0]))
+        say(results[-1].line())
+    proof["layouts"] = [asdict(result) for result in results]
+    proof["passed"] = proof["passed"] and all(result.status in ("passed", "refused") for result in results)
+    (output / "proof.json").write_text(json.dumps(proof, indent=1) + "\n")
+    return proof
+
+
+def _resume(config: RunConfig, name: str, output: Path, steps: int, stop: int) -> LayoutResult:
+    """Resume a copy of the run in `output`/parted, as it stood after `stop` steps, under a layout; compare with `output`/whole."""
+    layout, folder = LAYOUTS[name], output / name
+    result = LayoutResult(name, layout.ranks, "refused")
+    distributed = config.parallel.use_distributed_optimizer
+    if layout.parallel.get("use_distributed_optimizer", distributed) != distributed:
+        result.reason = f"the checkpoint has parallel.use_distributed_optimizer={distributed}"
+        return result
+    tree = proof_tree(config, folder / "run", steps)
+    ends = _ends(config.model.num_layers, layout.parallel)
+    tree["parallel"] = {**layout.parallel, **ends, "use_distributed_optimizer": distributed}
+    tree["train"]["recompute"] = layout.recompute or config.train.recompute
+    try:
+        check_world(config_from_dict(tree), layout.ranks)
+    except ConfigError as error:
+        result.reason = str(error)
+        return result
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint = f"checkpoints/step_{stop:08d}"
+    shutil.copytree(output / "parted" / checkpoint, folder / "run" / checkpoint)
+    if problem := _run_tree(tree, layout.ranks, folder):
+        result.status, result.reason = "FAILED", problem
+        return result
+    compared = compare_steps(output / "whole", folder / "run", steps, after=stop)
+    result.max_loss_difference = compared["max_loss_difference"]
+    result.max_grad_norm_relative_difference = compared["max_grad_norm_relative_difference"]
+    result.status = "passed" if within_tolerance(compared, config.train.precision) else "FAILED"
+    return result
+
+
 def _check_arguments(steps: int, max_ranks: int | None, only: Sequence[str]) -> None:
     if is_launched():
         raise ConfigError("verify layouts starts its own ranks on this machine, and torchrun or srun has started some. Run it without.")
@@ -143,7 +205,11 @@ def _check_arguments(steps: int, max_ranks: int | None, only: Sequence[str]) -> 
         raise ConfigError(f"--steps = {steps} is below 1. Give the number of steps to compare.")
     if max_ranks is not None and max_ranks < 1:
         raise ConfigError(f"--ranks = {max_ranks} is below 1. Give the largest number of ranks to start.")
-    for name in only:
+    _check_names(only)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
         if name not in LAYOUTS:
             raise ConfigError(f"no layout '{name}'. Known: {', '.join(LAYOUTS)}.")
 
@@ -187,10 +253,14 @@ def _ends(num_layers: int, parallel: dict[str, Any]) -> dict[str, int]:
 def _train(config: RunConfig, layout: Layout, folder: Path, steps: int) -> str:
     """Train under `layout` in `folder`; why it failed, or ''. What it says goes to `output.txt`, its checkpoint is removed."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    return _run_tree(_tree(config, layout, folder, steps), layout.ranks, folder)
+
+
+def _run_tree(tree: dict[str, Any], ranks: int, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
     file, said = folder / "run.yaml", folder / "output.txt"
-    file.write_text(yaml.safe_dump(_tree(config, layout, folder, steps), sort_keys=False))
-    code = _run(["pretrain", str(file), "--ranks", str(layout.ranks)], said)
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    code = _run(["pretrain", str(file), "--ranks", str(ranks)], said)
     shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
     if not code:
         return ""

@@ -182,7 +182,17 @@ def add_verify(verbs: Any) -> None:
     resume.add_argument("config", type=Path, metavar="CONFIG")
     add_run_arguments(resume)
     resume.add_argument("--steps", type=int, default=20, help="N (default 20)")
-    resume.add_argument("--stop-at", type=int, help="k; default: N / 2")
+    resume.add_argument(
+        "--at", "--stop-at", type=_rising_steps, metavar="k,...", help="steps to stop after and resume from, in one run; default: N / 2"
+    )
+    resume.add_argument(
+        "--layouts",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="resume from the first stop under these layouts too, as `verify layouts` names them, e.g. TP2 PP2",
+    )
     resume.add_argument(
         "--resume-with",
         action="append",
@@ -217,20 +227,27 @@ def add_verify(verbs: Any) -> None:
     layouts.set_defaults(verb=_verify_layouts)
 
 
+def _rising_steps(text: str) -> list[int]:
+    try:
+        return [int(step) for step in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of steps, as 6,12,18 is") from None
+
+
 def _verify_resume(arguments: argparse.Namespace) -> int:
     from dnapretrain.config_file import load_config
     from dnapretrain.verify import format_proof, verify_resume
+    from dnapretrain.verify_layouts import verify_resume_under
 
     config = load_config(arguments.config, arguments.overrides)
-    proof = verify_resume(
-        config,
-        ranks=check_before_launch(config, arguments.ranks),
-        steps=arguments.steps,
-        stop_at=arguments.stop_at if arguments.stop_at is not None else arguments.steps // 2,
-        resume_overrides=arguments.resume_with,
-        resume_ranks=arguments.resume_ranks,
-        output=arguments.output,
-    )
+    ranks = check_before_launch(config, arguments.ranks)
+    stops = arguments.at or [arguments.steps // 2]
+    if not arguments.layouts:
+        proof = verify_resume(config, ranks, arguments.steps, stops, arguments.output, arguments.resume_with, arguments.resume_ranks)
+    elif arguments.resume_with or arguments.resume_ranks:
+        raise ConfigError("--layouts and --resume-with or --resume-ranks both say how to resume. Give one of them.")
+    else:
+        proof = verify_resume_under(config, ranks, arguments.steps, stops, arguments.output, arguments.layouts)
     print(format_proof(proof))
     return 0 if proof["passed"] else 1
 
