@@ -12,15 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dnapretrain.data.formats.fasta import CutPolicy, FastaFile
+from dnapretrain.adapt.records import LETTERS, read_records
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import DataError
 
 BASES = frozenset("ACGT")
-LETTERS = frozenset("ACGTNRYSWKMBDHV")
-"""What a prompt may hold, U beside: anything but A, C, G, T is read as in training, as N or as the unknown token."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +48,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such file of prompts: {path}. Give a FASTA file.")
-    file = FastaFile(path, CutPolicy(min_n_run=np.iinfo(np.int64).max))
-    blocks = list(file.blocks())
-    bases = np.concatenate([block.bases for block in blocks]).tobytes().decode("ascii")
-    texts = [""] * sum(len(block.headers) for block in blocks)
-    at = 0
-    for record, start, end in (document for block in blocks for document in block.documents.tolist()):
-        texts[record] += bases[at : at + end - start]
-        at += end - start
-    names = [name for block in blocks for name, _ in block.headers]
-    if not names:
+    records = list(read_records(path))
+    if not records:
         raise DataError(f"{path} holds no record. Give a FASTA file with one prompt per record.")
-    return [_prompt(name, text) for name, text in zip(names, texts, strict=True)]
+    return [_prompt(name, text) for name, _, text in records]
 
 
 def _prompt(name: str, text: str) -> Prompt:
