@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,4 +157,7 @@ class _Notes:
             transfers.append(Transfer(self._transfers, is_send, self._pipeline.index(peer), channel, payload))
             self._transfers += 1
         self.events.append(Start(tuple(transfers)))
-        return [_Handle(lambda number=transfer.number: self.events.append(Wait(number))) for transfer in transfers]  # type: ignore[misc]
+        return [_Handle(partial(self._wait, transfer.number)) for transfer in transfers]
+
+    def _wait(self, number: int) -> None:
+        self.events.append(Wait(number))

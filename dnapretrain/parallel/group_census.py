@@ -28,7 +28,8 @@ class BuiltGroup:
 def count_groups() -> Iterator[list[BuiltGroup]]:
     """The groups that are built within the body, in order."""
     built: list[BuiltGroup] = []
-    new_group = dist.new_group
+    torch_groups: Any = dist
+    new_group = torch_groups.new_group
 
     def counted(ranks: Any = None, *arguments: Any, **options: Any) -> Any:
         started = time.perf_counter()
@@ -37,11 +38,11 @@ def count_groups() -> Iterator[list[BuiltGroup]]:
         built.append(BuiltGroup(options.get("group_desc") or "", members, time.perf_counter() - started))
         return group
 
-    dist.new_group = counted
+    torch_groups.new_group = counted
     try:
         yield built
     finally:
-        dist.new_group = new_group
+        torch_groups.new_group = new_group
 
 
 def census(built: list[BuiltGroup], rank: int) -> list[dict[str, Any]]:

@@ -136,6 +136,7 @@ def begin_writing(state: dict[str, Any], content: dict[str, Any], folder: Path, 
         share_out(sharded, *place_among_replicas())
         if validate:
             _check_covered(sharded, common)
+    with on_every_rank(CheckpointError, "cannot prepare the save"):  # again: only rank 0 knows of a fault in who writes what
         # Filled by the writers' answers at the end: Megatron would start a process to hold it.
         filesystem_async._results_queue = queue.Queue()
         plan = _Plan("torch_dist", 1, thread_count=FILES_PER_RANK)

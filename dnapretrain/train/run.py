@@ -90,7 +90,8 @@ def build_trainer(
     `started`, on time.monotonic's clock, is where train.exit_duration counts from; `remark` is said at the start. `start_up` is logged
     after the first step.
     """
-    run_dir, start_up = config.train.run_dir, start_up or StartUp()
+    run_dir = config.train.run_dir
+    start_up = start_up or StartUp()
     candidates = resumable(run_dir)
     if candidates and not config.checkpoint.resume:
         raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
