@@ -147,14 +147,13 @@ class _Notes:
         """Note transfers begun together. NCCL has a channel per pair of ranks for single ones, and one per group for batches."""
         transfers = []
         for is_send, tensor, peer, group in operations:
-            members = tuple(dist.get_process_group_ranks(group))
+            which = "all ranks" if group == dist.group.WORLD else min(dist.get_process_group_ranks(group))
             pair = tuple(sorted((self._here, peer))) if single else ()
             if not is_send:
                 self._came[id(tensor)] = self._transfers
                 self._kept.append(tensor)
             payload = self._made.get(id(tensor)) if is_send else None
-            channel = (len(members), members[0], *pair)
-            transfers.append(Transfer(self._transfers, is_send, self._pipeline.index(peer), channel, payload))
+            transfers.append(Transfer(self._transfers, is_send, self._pipeline.index(peer), (which, *pair), payload))
             self._transfers += 1
         self.events.append(Start(tuple(transfers)))
         return [_Handle(partial(self._wait, transfer.number)) for transfer in transfers]
