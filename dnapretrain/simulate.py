@@ -65,7 +65,7 @@ def simulate(config: RunConfig, world_size: int, ranks: Sequence[int], first_ste
     problems = [*(text for row in played for text in row.pop("problems")), *pipeline["problems"], *samples["problems"]]
     if checkpoint["bytes"] != checkpoint["formula"]:
         problems.append(f"a checkpoint has {checkpoint['bytes']:,} bytes of tensors, by the formula {checkpoint['formula']:,}")
-    if len({row["calls"] for row in played}) > 1:
+    if len({row.pop("calls") for row in played}) > 1:
         problems.append("ranks do not build the same groups in the same order: they would wait for each other for ever")
     return {
         "world_size": world_size,
