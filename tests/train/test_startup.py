@@ -25,7 +25,7 @@ def fit(env, store, tree):
 
 
 def test_a_start_is_logged_once(ranks, tiny_config):
-    tree = tiny_config("run", **{"train.train_steps": 2})
+    tree = tiny_config("run", **{"train.stop_at_step": 2})
     said = ranks.run(2, fit, tree=tree)[0]
     records = [json.loads(line) for line in (Path(tree["train"]["run_dir"]) / "log.jsonl").read_text().splitlines()]
     [record] = [record for record in records if record["kind"] == "startup"]
