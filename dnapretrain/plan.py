@@ -11,19 +11,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dnapretrain.config import RunConfig, TokenizerConfig, padded_vocab_size
+from dnapretrain.config import RunConfig, padded_vocab_size
 from dnapretrain.config_file import config_from_dict
 from dnapretrain.config_rules import check_world
 from dnapretrain.data.sampling.lengths import length_stages
-from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary
-from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.data.tokens.tokenizers import Tokenizer, countable_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import (
     FLOPS_FORMULA,
     flops_per_token,
     layers_on_rank,
     pipeline_ends,
-    rank_parameters,
     stored_parameters,
     total_parameters,
 )
@@ -78,7 +76,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
         raise ConfigError(f"--gpus = {num_gpus} is below 1. Give the number of GPUs.")
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu = {mfu} is not a share of the peak. Give a number above 0 and at most 1, e.g. 0.4.")
-    tokenizer = _countable(config.tokenizer)
+    tokenizer = countable_tokenizer(config.tokenizer)
     vocab_size, pad_id = tokenizer.vocab_size, tokenizer.pad_id
     legal, refused = legal_layouts(config, tokenizer, num_gpus, gpu)
     try:
@@ -102,15 +100,6 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
         "refused": refused,
         "formulas": {"memory": MEMORY_FORMULA, "FLOPs": FLOPS_FORMULA, "time": TIME_FORMULA, "order": RANKING, "bubble": BUBBLE_FORMULA},
     }
-
-
-def _countable(settings: TokenizerConfig) -> Tokenizer:
-    """The tokenizer; where BPE has no file yet but tokenizer.vocab_size, one of as many tokens that only counts."""
-    if settings.kind != "bpe" or settings.vocab_size is None or (settings.file and settings.file.is_file()):
-        return build_tokenizer(settings)
-    known = (*SPECIALS, *BASES)
-    others = (f"#{number}" for number in range(len(known), settings.vocab_size))
-    return Tokenizer("bpe", settings.k, settings.base_order, settings.add_bos, settings.add_eos, BpeVocabulary((*known, *others), ()))
 
 
 def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu) -> tuple[list[Layout], dict[str, int]]:
@@ -155,25 +144,9 @@ def check_counts(config: RunConfig, world_size: int) -> list[dict[str, int]]:
     The chunks are built without memory, as each rank of `world_size` would build them.
     Raises ConfigError when the layout does not fit `world_size` ranks.
     """
-    import torch
+    from dnapretrain.model.rank_player import counted_ranks
 
-    from dnapretrain.model.build import build_chunks
-    from dnapretrain.parallel.groups import pretend_rank
-    from dnapretrain.parallel.platform import Platform
-
-    data_parallel = check_world(config, world_size)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"transformer_impl": "torch"})})
-    tokenizer, parallel, rows = _countable(config.tokenizer), config.parallel, []
-    for pp_rank in range(parallel.pipeline_model_parallel_size):
-        formula = rank_parameters(config, tokenizer.vocab_size, tokenizer.pad_id, pp_rank)
-        for tp_rank in range(parallel.tensor_model_parallel_size):
-            rank = tp_rank + pp_rank * data_parallel * parallel.tensor_model_parallel_size
-            with pretend_rank(rank, world_size, parallel), torch.device("meta"):
-                platform = Platform(torch.device("meta"), "fake", rank, world_size)
-                chunks = build_chunks(config, tokenizer, platform, initialize_weights=False)
-            counted = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-            rows.append({"rank": rank, "pp_rank": pp_rank, "tp_rank": tp_rank, "formula": formula, "model": counted})
-    return rows
+    return counted_ranks(config, countable_tokenizer(config.tokenizer), world_size)
 
 
 def _with_layout(config: RunConfig, num_gpus: int, tp: int, pp: int, micro_batch_size: int) -> RunConfig:

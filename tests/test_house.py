@@ -22,7 +22,7 @@ ROOMS = (
     ("convert",),
     ("train",),
     ("adapt",),
-    ("plan", "slurm", "verify", "verify_layouts", "doctor"),
+    ("plan", "simulate", "slurm", "verify", "verify_layouts", "doctor"),
     ("cli", "__main__"),
     ("tools",),
 )
@@ -38,6 +38,7 @@ MEGATRON_FILES = {
     "dnapretrain/model/encoder.py",
     "dnapretrain/model/layers.py",
     "dnapretrain/model/paths.py",
+    "dnapretrain/model/schedule_player.py",
     "dnapretrain/model/transformer_engine.py",
     "dnapretrain/parallel/cpu_engine.py",
     "dnapretrain/parallel/groups.py",
@@ -46,6 +47,8 @@ MEGATRON_FILES = {
     "dnapretrain/train/continued.py",
     "dnapretrain/train/optimizer.py",
     "dnapretrain/train/run.py",
+    "dnapretrain/train/save_plan.py",
+    "dnapretrain/train/save_shares.py",
     "dnapretrain/train/trainer.py",
 }
 """The files to look at when the pin is raised. Add one on purpose only."""

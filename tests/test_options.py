@@ -135,7 +135,7 @@ def test_a_command_line_option_without_effect_would_be_seen() -> None:
 def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
         *("corpus", "lint", "preprocess", "merge", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "cluster", "leakage"),
-        *("recipes", "pretrain", "evaluate", "plan", "slurm", "convert", "generate", "report", "verify", "doctor"),
+        *("recipes", "pretrain", "evaluate", "plan", "simulate", "slurm", "convert", "generate", "report", "verify", "doctor"),
         *("locate", "was-seen", "coverage"),
     }
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import audit, evaluate, models, runs, sequence, slurm
+from dnapretrain.cli import audit, evaluate, models, runs, sequence, simulate, slurm
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         models.add_convert,
         models.add_generate,
         runs.add_plan,
+        simulate.add_simulate,
         slurm.add_slurm,
         runs.add_report,
         runs.add_verify,

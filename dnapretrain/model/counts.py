@@ -51,6 +51,15 @@ def stored_parameters(config: RunConfig, vocab_size: int, pad_id: int) -> int:
     return _whole_model(config, padded_vocab_size(vocab_size), pad_id).total
 
 
+def checkpoint_bytes(config: RunConfig, vocab_size: int, pad_id: int) -> int:
+    """Bytes of all tensors of a checkpoint: weights, Adam's two moments in fp32, and main weights in fp32 where there are any.
+
+    The distributed optimizer stores main weights whatever the precision.
+    """
+    is_bf16, parts = config.train.precision == "bf16", config.parallel.use_distributed_optimizer
+    return stored_parameters(config, vocab_size, pad_id) * ((2 if is_bf16 else 4) + 8 + (4 if is_bf16 or parts else 0))
+
+
 def rank_parameters(config: RunConfig, vocab_size: int, pad_id: int, pp_rank: int) -> int:
     """Parameters on each rank of pipeline rank `pp_rank`, virtual stages included.
 

@@ -145,6 +145,14 @@ def max_of_ranks(value: int) -> int:
     return int(largest.item())
 
 
+def largest_of_ranks(values: list[float]) -> list[float]:
+    """The largest of all ranks in each place, by their processors."""
+    largest = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_control)
+    found: list[float] = largest.tolist()
+    return found
+
+
 def gather_of_ranks(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank; by their processors."""
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -172,6 +180,27 @@ def replica_ranks() -> list[int]:
 def rank_numbers(ranks: list[int]) -> str:
     """Ranks in words for a message: the first eight and how many others."""
     return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
+def place_in_layout() -> tuple[int, int, int]:
+    """Tensor-, pipeline- and data-parallel rank of this rank."""
+    from megatron.core import parallel_state
+
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(),
+    )
+
+
+def place_among_replicas() -> tuple[int, int]:
+    """(place of this rank among the ranks that hold the same weights, their number)."""
+    from megatron.core import parallel_state
+
+    return (
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+    )
 
 
 def problems_of_ranks(problem: str) -> list[str]:

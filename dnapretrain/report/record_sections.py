@@ -52,7 +52,14 @@ def _start_text(start: Mapping[str, Any]) -> str:
 
 
 def _fields(record: Mapping[str, Any]) -> str:
-    return text(", ".join(f"{key} {value}" for key, value in record.items() if key not in ("kind", "step")))[:600]
+    return text(", ".join(f"{key} {_value(value)}" for key, value in record.items() if key not in ("kind", "step")))[:600]
+
+
+def _value(value: Any) -> str:
+    """Times of parts, as of a start, are read more easily than a dictionary."""
+    if isinstance(value, Mapping) and all(isinstance(part, float) for part in value.values()):
+        return f"({', '.join(f'{name} {part:.2f}' for name, part in value.items())})"
+    return str(value)
 
 
 def spikes(found: Sequence[Spike], count: int, bad_steps: Sequence[Mapping[str, Any]], reason: str) -> str:

@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import is_main_replica
 from megatron.core.dist_checkpointing.serialization import _CONTENT_METADATA_KEY
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -33,12 +35,16 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.validation import validate_sharding_integrity
 
 from dnapretrain.convert.native import file_digest
 from dnapretrain.errors import CheckpointError
-from dnapretrain.parallel.groups import on_every_rank, sum_of_ranks
+from dnapretrain.parallel.groups import on_every_rank, place_among_replicas, sum_of_ranks
 from dnapretrain.parallel.signals import STOP_SIGNALS
+from dnapretrain.train.save_shares import share_out
 
+FILES_PER_RANK = 2
+"""That a rank writes at most, each in a process of its own."""
 DONE, RUNNING, FAILED = range(3)
 """States of a save, so that the largest of all ranks' states is that of the whole."""
 
@@ -126,10 +132,14 @@ def begin_writing(state: dict[str, Any], content: dict[str, Any], folder: Path, 
     """
     with on_every_rank(CheckpointError, "cannot prepare the save"):
         state[_CONTENT_METADATA_KEY] = content
-        sharded, common = save_preprocess(state, validate)
+        sharded, common = save_preprocess(state, False)
+        share_out(sharded, *place_among_replicas())
+        if validate:
+            _check_covered(sharded, common)
+    with on_every_rank(CheckpointError, "cannot prepare the save"):  # again: only rank 0 knows of a fault in who writes what
         # Filled by the writers' answers at the end: Megatron would start a process to hold it.
         filesystem_async._results_queue = queue.Queue()
-        plan = _Plan("torch_dist", 1)
+        plan = _Plan("torch_dist", 1, thread_count=FILES_PER_RANK)
         plan.async_save(sharded, folder)
         buckets = plan.writer.write_buckets or []
         plan.writer.write_buckets = None
@@ -150,6 +160,17 @@ def begin_writing(state: dict[str, Any], content: dict[str, Any], folder: Path, 
         writing.end()
         raise
     return writing
+
+
+def _check_covered(sharded: Any, common: dict[str, Any]) -> None:
+    """Raise Megatron's error unless the ranks write every tensor once, whole.
+
+    Only rank 0, which looks, is sent anything, and by each rank only what it writes: no more of a thousand ranks than of one.
+    """
+    written = [item.without_data() for item in nested_values(sharded) if is_main_replica(item.replica_id)]
+    gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if torch.distributed.get_rank() == 0 else None
+    torch.distributed.gather_object(written, gathered)
+    validate_sharding_integrity(gathered or [], common_state_dict=common)
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

@@ -20,7 +20,7 @@ from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
-from dnapretrain.model.counts import stored_parameters
+from dnapretrain.model.counts import checkpoint_bytes
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.determinism import make_deterministic
 from dnapretrain.parallel.groups import main_rank_does, one_error_for_a_lost_rank, problems_of_ranks, start_groups, stop_groups
@@ -34,6 +34,7 @@ from dnapretrain.train.retention import latest_problem, resumable
 from dnapretrain.train.run_lock import RunLock
 from dnapretrain.train.run_log import log_start
 from dnapretrain.train.saver import CheckpointSaver
+from dnapretrain.train.startup import StartUp
 from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.trackers import check_trackers
 from dnapretrain.train.trainer import Trainer
@@ -45,19 +46,22 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
 
     `signals`, watched by the caller, stop the run after a step with a checkpoint: then `stop.reason` of the trainer says so.
     """
-    started = time.monotonic()
+    started, start_up = time.monotonic(), StartUp()
     if config.train.deterministic:
         make_deterministic(platforms.choose_device(config.train.device) == "cuda")
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
     check_trackers(config.log)
+    start_up.end_of("device")
     data = open_data(config)
+    start_up.end_of("data")
     lock = RunLock(config.train.run_dir)
     try:
         with one_error_for_a_lost_rank():
             start_groups(platform, config.parallel, config.train.seed)
+            start_up.end_of("groups")
             remark = _take(lock, platform)
-            trainer = build_trainer(config, platform, data, signals, started, remark)
+            trainer = build_trainer(config, platform, data, signals, started, remark, start_up)
             trainer.watch.start()
             try:
                 with trainer.watch.names_timeouts(config.parallel.distributed_timeout_minutes):
@@ -79,20 +83,26 @@ def build_trainer(
     signals: StopSignals | None = None,
     started: float | None = None,
     remark: str = "",
+    start_up: StartUp | None = None,
 ) -> Trainer:
     """The trainer of this rank, resumed or begun, with everything it will use logged once. Process groups must be up.
 
-    `started`, on time.monotonic's clock, is where train.exit_duration counts from; `remark` is said at the start.
+    `started`, on time.monotonic's clock, is where train.exit_duration counts from; `remark` is said at the start. `start_up` is logged
+    after the first step.
     """
     run_dir = config.train.run_dir
+    start_up = start_up or StartUp()
     candidates = resumable(run_dir)
     if candidates and not config.checkpoint.resume:
         raise CheckpointError(f"checkpoint.resume=false, but {run_dir} has checkpoints. Give another train.run_dir, or move them away.")
 
+    start_up.end_of("run folder")
     chunks = build_chunks(config, data.tokenizer, platform)
     wrapped = wrap_for_training(chunks, config.parallel, config.train.precision)
+    start_up.end_of("model")
     optimizer = build_optimizer(config, wrapped)
     schedule = build_schedule(config, optimizer)
+    start_up.end_of("optimizer")
     started_from = []
     if not candidates and config.checkpoint.load:
         started_from = start_from(find_checkpoint(config.checkpoint.load), config, data.tokenizer, platform, wrapped, optimizer)
@@ -103,11 +113,12 @@ def build_trainer(
     if candidates:
         position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at)
         remarks += warnings
+    start_up.end_of("checkpoint")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)
     best_set = "valid" if "valid" in data.held_out else next(iter(data.held_out), "")
     saver = CheckpointSaver(config, platform, wrapped, optimizer, data.tokenizer.to_dict(), data.train.digest_at, log, best_set, position)
-    saver.check_target(stored_parameters(config, data.tokenizer.vocab_size, data.tokenizer.pad_id))
+    saver.check_target(checkpoint_bytes(config, data.tokenizer.vocab_size, data.tokenizer.pad_id))
 
     trainer = Trainer(
         config=config,
@@ -125,6 +136,7 @@ def build_trainer(
         stop=StopRequest(config.train, platform.is_main, signals or StopSignals(), time.monotonic() if started is None else started),
         watch=Watch(run_dir, platform.rank, platform.world_size, config.log.heartbeat_seconds, config.log.hang_seconds),
         position=position,
+        start_up=start_up,
     )
     if trainer.stop.forget_old_file():
         remarks.append(f"an old file {trainer.stop.file} was removed: it would have stopped this start at once")

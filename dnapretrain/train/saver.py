@@ -46,8 +46,6 @@ from dnapretrain.train.retention import delete_old, logged_losses
 
 LAST_ATTEMPTS = 3
 """How often the last save of a run is tried."""
-BYTES_PER_WEIGHT = {"fp32": 12, "bf16": 14}
-"""Weight and Adam's two moments, and in bf16 the fp32 main weight."""
 
 
 class CheckpointSaver:
@@ -138,9 +136,9 @@ class CheckpointSaver:
         """Whether the loss at this step is known, from this start or an earlier one; the same on every rank."""
         return bool(max_of_ranks(int(step in self.losses)))
 
-    def check_target(self, num_weights: int) -> None:
-        """Before training: raise CheckpointError on every rank where a checkpoint could not be written for want of room or rights."""
-        num_bytes = num_weights * BYTES_PER_WEIGHT[self.config.train.precision]
+    def check_target(self, num_bytes: int) -> None:
+        """Before training: raise CheckpointError on every rank where a checkpoint of so many bytes could not be written for want of
+        room or rights."""
 
         def probe() -> None:
             self.parent.mkdir(parents=True, exist_ok=True)

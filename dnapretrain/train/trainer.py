@@ -28,6 +28,7 @@ from dnapretrain.train.metrics import RunLog, StepReport, bits_per_base
 from dnapretrain.train.recovery import Recovery
 from dnapretrain.train.replicas import check_replicas
 from dnapretrain.train.saver import CheckpointSaver
+from dnapretrain.train.startup import StartUp
 from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.stragglers import StepTimer
 from dnapretrain.train.watch import Watch
@@ -53,6 +54,8 @@ class Trainer:
     stop: StopRequest
     watch: Watch
     position: RunPosition
+    start_up: StartUp | None = None
+    """Until it is logged, after the first step."""
 
     def __post_init__(self) -> None:
         self._stand_at(self.position)
@@ -138,10 +141,16 @@ class Trainer:
         last_step = min(train.train_steps, train.stop_at_step or train.train_steps)
         if self.position.step >= last_step:
             self._nothing_to_do(last_step)
+        if self.start_up:
+            self.start_up.end_of("run folder")
         while self.position.step < last_step and not self.stop.agreed():
             before = self.position
             report = self.train_step(self.next_batches())
             step = report.step
+            if self.start_up:
+                self.start_up.end_of("first step")
+                self.start_up.log(self.log, step)
+                self.start_up = None
             self.watch.enter("after the step")
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
             slow = self._straggler(step) if step % log.log_interval == 0 else ""

@@ -206,6 +206,13 @@ def test_bad_steps_and_other_records_are_shown(tmp_path):
         {"kind": "stop", "step": 3, "reason": "SIGTERM"},
         {"kind": "deleted", "step": 2, "path": "/c/1"},
         {"kind": "something_new", "step": 3, "x": 1},
+        {
+            "kind": "startup",
+            "step": 1,
+            "total": 3.5,
+            "seconds": {"imports": 3.0, "groups": 0.5},
+            "slowest": {"imports": 3.25, "groups": 1.0},
+        },
     ]
     run = write(tmp_path / "r", [step(1), step(2), bad, *others, step(3)])
     write_report(run, run / "r.html")
@@ -219,6 +226,7 @@ def test_bad_steps_and_other_records_are_shown(tmp_path):
         "2.00 GB each",
         "1 old ones were deleted",
         "waited 3 s",
+        "seconds (imports 3.00, groups 0.50), slowest (imports 3.25, groups 1.00)",
     ):
         assert said in page, said
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from dnapretrain._core import BpeEncoder, Encoder, SplitEncoder
 from dnapretrain.config import PUBLISHED_TOKENIZERS, TokenizerConfig
-from dnapretrain.data.tokens.bpe import BpeVocabulary, bpe_of_json, load_bpe
+from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary, bpe_of_json, load_bpe
 from dnapretrain.data.tokens.published import exact_bpe_ids, published_ids
 from dnapretrain.data.tokens.vocabularies import Vocabulary, bpe_vocabulary, vocabulary_of
 from dnapretrain.errors import CheckpointError, ConfigError, DataError
@@ -223,6 +223,15 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
             f"tokenizer.file = {config.file} has {len(bpe.tokens)} tokens, tokenizer.vocab_size = {config.vocab_size}. Change one of them"
         )
     return _tokenizer(config, bpe)
+
+
+def countable_tokenizer(settings: TokenizerConfig) -> Tokenizer:
+    """The tokenizer; where BPE has no file yet but tokenizer.vocab_size, one of as many tokens that only counts."""
+    if settings.kind != "bpe" or settings.vocab_size is None or (settings.file and settings.file.is_file()):
+        return build_tokenizer(settings)
+    known = (*SPECIALS, *BASES)
+    others = (f"#{number}" for number in range(len(known), settings.vocab_size))
+    return Tokenizer("bpe", settings.k, settings.base_order, settings.add_bos, settings.add_eos, BpeVocabulary((*known, *others), ()))
 
 
 def _tokenizer(config: TokenizerConfig, bpe: BpeVocabulary | None) -> Tokenizer:
