@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     ("", "_core", "errors"),  # "": the package itself, for its version
     ("config",),
+    ("config_kernel_rules",),
     ("config_rules",),
     ("config_file",),
     ("data",),
@@ -36,6 +37,7 @@ MEGATRON_FILES = {
     "dnapretrain/model/cross_entropy.py",
     "dnapretrain/model/decoder.py",
     "dnapretrain/model/encoder.py",
+    "dnapretrain/model/kernels.py",
     "dnapretrain/model/layers.py",
     "dnapretrain/model/paths.py",
     "dnapretrain/model/transformer_engine.py",
@@ -46,6 +48,7 @@ MEGATRON_FILES = {
     "dnapretrain/train/continued.py",
     "dnapretrain/train/optimizer.py",
     "dnapretrain/train/run.py",
+    "dnapretrain/train/step_kernels.py",
     "dnapretrain/train/trainer.py",
 }
 """The files to look at when the pin is raised. Add one on purpose only."""
