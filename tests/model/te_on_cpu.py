@@ -75,7 +75,7 @@ class Kernels(ModuleType):
 
     __all__ = (
         *("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version"),
-        *("quantize", "dequantize", "fp8_transpose"),
+        *("quantize", "dequantize", "fp8_transpose", "get_fused_attn_backend"),
     )
     fp8_products = 0
     """Matrix products with an FP8 operand so far."""
@@ -89,6 +89,11 @@ class Kernels(ModuleType):
     @staticmethod
     def get_cudnn_version():
         return 91500
+
+    @staticmethod
+    def get_fused_attn_backend(*_, **__):
+        """None: bf16 takes the unfused kernels, as fp32 does anyway."""
+        return sys.modules["transformer_engine_torch"].NVTE_Fused_Attn_Backend.NVTE_No_Backend
 
     @staticmethod
     def quantize(source, quantizer, target=None, noop=None):
