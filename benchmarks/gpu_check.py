@@ -139,7 +139,7 @@ def steps(device: str, parts: tuple[str, ...], records: Path) -> list[Step]:
         chosen.append(Step("tests on CUDA", tests_command(*selected), 240))
     if "te" in parts:
         files = [(file,) for file in TE_TESTS] if cuda else [TE_TESTS]
-        chosen += [Step(f"tests of {', '.join(Path(file).stem for file in some)}", tests_command(*some), 300) for some in files]
+        chosen += [Step(f"tests of {', '.join(Path(file).stem for file in some)}", tests_command(*some), 420) for some in files]
     if "speed" in parts:
         chosen += [
             speed_step(workload, name, device, records) for workload, names in (COMPARED if cuda else REHEARSED).items() for name in names

@@ -1,17 +1,18 @@
 """FP8, fused kernels and CUDA graphs on a CUDA device, each against the same model without it; evaluation with none of them.
 
-Bounds are not calibrated: none of this has run on a GPU yet. Each run is a process, as for users: Transformer Engine, Megatron-core and
-CUDA graphs keep state that outlives a run.
+Bounds are not calibrated: none of this has run on a GPU yet. Runs with CUDA graphs, delayed scaling or chosen attention kernels have a
+process each, as for users: those keep state that outlives a run.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from gpu_support import command_line, losses, need_transformer_engine, report, run_config, steps, workplace
+from gpu_support import command_line, losses, need_transformer_engine, report, run_config, steps, train, workplace
 
 from dnapretrain.config_file import dump_config
 
@@ -38,7 +39,7 @@ def test_fp8_by_tensors() -> None:
 
 
 def test_fp8_delayed() -> None:
-    close_to_plain("FP8, delayed", DELAYED, FP8_BOUND)
+    close_to_plain("FP8, delayed", DELAYED, FP8_BOUND, apart=True)
 
 
 def test_fp8_by_blocks() -> None:
@@ -75,21 +76,21 @@ def test_fused_weight_gradients() -> None:
 
 
 def test_cuda_graphs_of_megatron() -> None:
-    close_to_plain("CUDA graphs, local", {"train__cuda_graph_impl": "local"}, FUSED_BOUND)
+    close_to_plain("CUDA graphs, local", {"train__cuda_graph_impl": "local"}, FUSED_BOUND, apart=True)
 
 
 def test_cuda_graphs_of_transformer_engine() -> None:
     settings = {"train__cuda_graph_impl": "transformer_engine", "train__cuda_graph_warmup_steps": 2}
-    close_to_plain("CUDA graphs, transformer_engine", settings, FUSED_BOUND)
+    close_to_plain("CUDA graphs, transformer_engine", settings, FUSED_BOUND, apart=True)
 
 
 def test_cuda_graphs_with_fp8() -> None:
-    close_to_plain("CUDA graphs, local, FP8", {**FP8, "train__cuda_graph_impl": "local"}, FP8_BOUND)
+    close_to_plain("CUDA graphs, local, FP8", {**FP8, "train__cuda_graph_impl": "local"}, FP8_BOUND, apart=True)
 
 
 def test_attention_of_each_kind() -> None:
     for kind in ("fused", "unfused"):  # flash where flash-attn is installed, which it need not be
-        close_to_plain(f"attention {kind}", {"train__attention_backend": kind}, FUSED_BOUND)
+        close_to_plain(f"attention {kind}", {"train__attention_backend": kind}, FUSED_BOUND, apart=True)
 
 
 def test_fp8_resumes_bit_for_bit() -> None:
@@ -115,11 +116,18 @@ def test_a_checkpoint_of_fp8_is_evaluated_without_it() -> None:
     assert math.isclose(there["loss"], here["loss"], rel_tol=FP8_BOUND)
 
 
-def close_to_plain(what: str, kernels: dict[str, Any], bound: float, **settings: Any) -> None:
-    """6 steps with `kernels` and 6 without: the losses are close and not the same, each gradient norm is finite."""
+def close_to_plain(what: str, kernels: dict[str, Any], bound: float, apart: bool = False, **settings: Any) -> None:
+    """6 steps with `kernels` (`apart`: in a process of its own) and 6 without: losses are close, gradient norms too, and all are finite."""
     need_transformer_engine()
     with workplace() as folder:
-        plain, other = (run(folder, name, **{**TE, **SHAPE, **settings, **more}) for name, more in (("plain", {}), ("other", kernels)))
+        plain, other = (
+            run_config(folder, name, **{**TE, **SHAPE, **settings, **more}) for name, more in (("plain", {}), ("other", kernels))
+        )
+        train(plain)
+        if apart:
+            run(folder, "other", **{**TE, **SHAPE, **settings, **kernels})
+        else:
+            train(other)
         differences = [abs(a / b - 1) for a, b in zip(losses(other), losses(plain), strict=True)]
         norms = [abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(steps(other), steps(plain), strict=True)]
     report(
@@ -135,5 +143,7 @@ def run(folder: Path, name: str, **settings: Any) -> Any:
     config = run_config(folder, name, **settings)
     file = folder / f"{name}.yaml"
     file.write_text(dump_config(config))
+    for variable in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(variable, None)  # Megatron-core sets them in a process that has built a model
     command_line("pretrain", file)
     return config

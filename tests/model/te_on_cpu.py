@@ -39,6 +39,7 @@ def install() -> None:
     sys.path.insert(0, os.environ[FOLDER])
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # leaves its libraries alone
     os.environ["NVTE_TORCH_COMPILE"] = "0"
+    os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"  # its own softmax kernels, which bf16 would take
     sys.modules["transformer_engine_torch"] = Kernels("transformer_engine_torch")
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: torch.device("cpu")
@@ -75,7 +76,7 @@ class Kernels(ModuleType):
 
     __all__ = (
         *("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version"),
-        *("quantize", "dequantize", "fp8_transpose", "get_fused_attn_backend"),
+        *("quantize", "bgrad_quantize", "dequantize", "fp8_transpose", "get_fused_attn_backend"),
     )
     fp8_products = 0
     """Matrix products with an FP8 operand so far."""
@@ -117,6 +118,11 @@ class Kernels(ModuleType):
             target._transpose_invalid = False
         target._scale_inv.copy_((1 / scale).reshape(1))
         return target
+
+    @staticmethod
+    def bgrad_quantize(gradient, quantizer):
+        """The bias's gradient, and the gradient itself in FP8."""
+        return gradient.reshape(-1, gradient.shape[-1]).sum(0), Kernels.quantize(gradient, quantizer)
 
     @staticmethod
     def dequantize(tensor, _dtype):
