@@ -170,7 +170,8 @@ def _sdpa_choice(config: RunConfig, weight: torch.Tensor) -> str:
     mask = torch.zeros(1, 1, length, length, dtype=dtype, device=weight.device) if has_mask else None
     causal = model.kind == "decoder" and not has_mask
     number = torch._fused_sdp_choice(query, key, value, mask, model.attention_dropout, causal, enable_gqa=key.shape[1] != heads)
-    names = {int(backend): name for name, backend in torch.nn.attention.SDPBackend.__members__.items()}
+    backends: dict[str, Any] = dict(torch.nn.attention.SDPBackend.__members__)
+    names = {int(backend): name for name, backend in backends.items()}
     return names.get(int(number), f"kernel {number}").lower().replace("_", " ")
 
 

@@ -290,7 +290,7 @@ def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int, sav
 
 def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
     """`training.train` on Transformer Engine's layers, as it runs on a GPU that has FP8: what it gives, the recipes that passes were
-    in (None where a layer was in none), and the number of products in FP8."""
+    in (class, format, history and its algorithm; None where a layer was in none), and the number of products in FP8."""
     import transformer_engine.pytorch.quantization as quantization
     from transformer_engine.pytorch.module.layernorm_linear import LayerNormLinear
 
@@ -301,7 +301,9 @@ def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
     kernels.why_torch = lambda *_: None
 
     def forward(self: Any, *arguments: Any, **options: Any) -> Any:
-        seen.append(manager.get_fp8_recipe() if manager.is_fp8_enabled() else None)
+        recipe = manager.get_fp8_recipe() if manager.is_fp8_enabled() else None
+        history = (getattr(recipe, name, None) for name in ("amax_history_len", "amax_compute_algo"))
+        seen.append((type(recipe).__name__, recipe.fp8_format.name, *history) if recipe else None)
         return plain_forward(self, *arguments, **options)
 
     LayerNormLinear.forward, before = forward, Kernels.fp8_products
