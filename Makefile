@@ -5,7 +5,7 @@
 # make test-slurm   runs on a real Slurm, started on this machine; as root on Debian or Ubuntu it installs Slurm first
 # make fuzz    the parsers of the C++ core under sanitizers (needs clang++), and the readers, with FUZZ_RUNS damaged inputs
 # make chaos   a run on four ranks, killed, stopped, its checkpoints damaged, its disk filled, CHAOS_ROUNDS times at random
-# make gpu-check   on a CUDA machine: GPU tests, Transformer Engine check, short training benchmark
+# make gpu-check   on a CUDA machine: every path against the plain one, speed beside others and beside a roofline (ARGS='--part tests')
 
 PYTHON ?= python3
 FUZZ_RUNS ?= 1000000
@@ -69,7 +69,7 @@ chaos: setup
 
 # Needs no set-up: runs in the machine's own Python, which has torch for its GPU.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dnapretrain.egg-info dnapretrain/_core*.so

@@ -2,36 +2,60 @@
 
 Runs from a clone on a CUDA machine, without network and without an installed dnapretrain: it builds the native
 core in place where it is missing, and takes missing packages from wheels in the folder `.whl/`. Each step is a
-process of its own; a step that fails is reported and the others still run. Ends with rows for BENCHMARKS.md.
+process of its own with a time limit; a step that fails is recorded and the others still run. Ends with rows for BENCHMARKS.md.
 
-    python benchmarks/gpu_check.py                  # tests, Transformer Engine, benchmarks: about 6 minutes
-    python benchmarks/gpu_check.py --device cpu     # a rehearsal of this script on the CPU, tiny model
+    python benchmarks/gpu_check.py --part tests --part te           # every path against the plain one
+    python benchmarks/gpu_check.py --part speed --part roofline     # two real workloads beside others, and beside the machine's limits
+    python benchmarks/gpu_check.py --part sizes                     # 50 M to 3 G weights, bf16 and FP8
+    python benchmarks/gpu_check.py --device cpu                     # a rehearsal of this script on the CPU, tiny models
+
+Without --part all parts run. --minutes N ends the whole in time: what is left is recorded as not run. Outcomes are kept in --state
+(default build/gpu_check, also under $OUT where that is set); --resume skips steps that were ok at this commit. Exit code: 0 all ok,
+1 something failed or was not run, 2 no CUDA device: nothing was checked.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import dataclasses
 import importlib.util
+import json
 import os
-import platform
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from gpu_setup import SITE_READY, WHEELS, build_core, is_importable, print_versions, run_with_wheels, use_clone
 
 ROOT = Path(__file__).resolve().parent.parent
-WHEELS = ROOT / ".whl"
-SITE_READY = "DNAPRETRAIN_GPU_CHECK_SITE"
+LEAST_SECONDS = 15.0
+"""A step that has less time than this is not begun."""
 NEEDED = ("torch", "megatron.core", "numpy", "pydantic", "yaml", "isal", "xxhash", "psutil", "safetensors", "tokenizers", "transformers")
-TE_TESTS = ("tests/gpu/test_transformer_engine.py", "tests/gpu/test_te_encoders.py")
-PRINTED = ("torch", "megatron-core", "transformer-engine", "triton", "transformers", "numpy", "pytest")
+CUDA_TESTS = ("tests/gpu/test_cuda.py",)
+TE_TESTS = ("tests/gpu/test_transformer_engine.py", "tests/gpu/test_te_encoders.py", "tests/gpu/test_te_kernels.py")
+PARTS = ("tests", "te", "speed", "roofline", "sizes")
+COMPARED = {
+    "generator-1.2b": (
+        *("te", "te-fused", "te-fp8", "transformers-compiled", "minimal", "torch", "te-graphs", "transformers"),
+        *("te-fp8-delayed", "te-fp8-blockwise", "te-fp8-graphs", "te-graphs-te", "torch-fused"),
+    ),
+    "aido-dna-7b-layers": ("te", "te-fused", "te-fp8", "minimal", "torch", "transformers"),
+}
+"""Workload -> contestants, the most telling first: what the time does not reach is recorded as not run."""
+SIZES = {
+    "nt-v2-50m": ("te", "torch"),
+    "nt-v2-500m": ("te", "te-fp8", "torch"),
+    "generator-1.2b-4k": ("te-fused", "te-fp8", "torch", "transformers-compiled", "minimal"),
+    "generator-3b": ("te-fused", "te-fp8", "torch", "minimal"),
+}
+REHEARSED = {"tiny": ("torch", "te", "minimal"), "tiny-aido": ("transformers",)}
 
 
 @dataclass(frozen=True)
@@ -45,9 +69,17 @@ class Step:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse this script with a tiny model")
-    parser.add_argument("--only", choices=("tests", "te", "bench"), action="append", help="run only these parts (repeatable)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse this script with tiny models")
+    parser.add_argument("--part", choices=PARTS, action="append", help="run only these parts (repeatable)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="be done after so long; what is left is recorded as not run (default 60)"
+    )
+    parser.add_argument("--resume", action="store_true", help="skip steps that were ok at this commit")
+    parser.add_argument("--state", type=Path, default=ROOT / "build" / "gpu_check", help="where outcomes and records are kept")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not cuda_is_available():
+        print("torch finds no CUDA device here: NOTHING WAS CHECKED. --device cpu rehearses this script.")
+        return 2
     if SITE_READY not in os.environ and any(WHEELS.glob("*.whl")):
         return run_with_wheels()
     use_clone()
@@ -57,27 +89,76 @@ def main() -> int:
     if not is_importable("dnapretrain._core"):
         build_core()
     print_versions()
-    if arguments.device == "cuda" and not cuda_is_available():
-        print("torch finds no CUDA device here: nothing was checked. --device cpu rehearses this script.")
-        return 1
-    return run_steps(steps(arguments.device, arguments.only or ("tests", "te", "bench")), arguments.device)
+    state = State(arguments.state, arguments.resume)
+    chosen = steps(arguments.device, tuple(arguments.part or PARTS), state.records)
+    return run_steps(chosen, arguments.device, state, time.monotonic() + 60 * arguments.minutes)
 
 
-def steps(device: str, parts: tuple[str, ...]) -> list[Step]:
+class State:
+    """What is kept from call to call: outcomes of steps by name, and the records of the benchmarks."""
+
+    def __init__(self, folder: Path, resume: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.records, self.file = folder / "records.jsonl", folder / "outcomes.json"
+        if not resume:
+            self.records.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
+        self.outcomes: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def was_ok(self, step: Step) -> bool:
+        """Whether an earlier call has done this step at this commit."""
+        from bench_train import commit
+
+        before = self.outcomes.get(step.name, {})
+        return before.get("became") == "ok" and before.get("commit") == commit() and before.get("command") == list(step.command)
+
+    def note(self, step: Step, became: str, seconds: float, rows: list[str]) -> None:
+        """Keep an outcome; it is on disk when this returns, and under $OUT where that is set."""
+        from bench_train import commit
+
+        self.outcomes[step.name] = {
+            "became": became,
+            "seconds": seconds,
+            "rows": rows,
+            "commit": commit(),
+            "command": list(step.command),
+        }
+        self.file.write_text(json.dumps(self.outcomes, indent=1))
+        if out := os.environ.get("OUT"):
+            Path(out, "gpu_check.json").write_text(self.file.read_text())
+            if self.records.exists():
+                Path(out, "gpu_check_records.jsonl").write_text(self.records.read_text())
+
+
+def steps(device: str, parts: tuple[str, ...], records: Path) -> list[Step]:
     """The steps of the chosen parts, in order."""
-    python, bench = sys.executable, "benchmarks/bench_train.py"
-    cuda_tests = ("tests/gpu/test_cuda.py",) if device == "cuda" else ("tests/gpu/test_cuda.py::test_bf16_learns",)
+    cuda = device == "cuda"
     chosen = []
     if "tests" in parts:
-        chosen.append(Step("tests on CUDA", tests_command(*cuda_tests), 240))
+        selected = CUDA_TESTS if cuda else ("tests/gpu/test_cuda.py::test_bf16_learns",)
+        chosen.append(Step("tests on CUDA", tests_command(*selected), 240))
     if "te" in parts:
-        chosen.append(Step("tests of Transformer Engine", tests_command(*TE_TESTS), 300))
-    if "bench" in parts and device == "cuda":
-        chosen.append(Step("benchmark, 120 M weights", (python, bench, "--device", "cuda", "--size", "120m"), 120))
-        chosen.append(Step("benchmark, 1.2 G weights", (python, bench, "--device", "cuda", "--size", "1.2b"), 180))
-    elif "bench" in parts:
-        chosen.append(Step("benchmark", (python, bench, "--device", "cpu", "--size", "tiny", "--steps", "2", "--warm-up", "1"), 120))
+        files = [(file,) for file in TE_TESTS] if cuda else [TE_TESTS]
+        chosen += [Step(f"tests of {', '.join(Path(file).stem for file in some)}", tests_command(*some), 420) for some in files]
+    if "speed" in parts:
+        chosen += [
+            speed_step(workload, name, device, records) for workload, names in (COMPARED if cuda else REHEARSED).items() for name in names
+        ]
+    if "roofline" in parts:
+        for workload in COMPARED if cuda else REHEARSED:
+            more = ("--device", "cpu", "--repeats", "2") if not cuda else ()
+            command = (sys.executable, "benchmarks/gpu_roofline.py", "--workload", workload, "--json", str(records), *more)
+            chosen.append(Step(f"roofline, {workload}", command, 90))
+    if "sizes" in parts:
+        chosen += [speed_step(workload, name, device, records) for workload, names in SIZES.items() for name in names if cuda]
     return chosen
+
+
+def speed_step(workload: str, contestant: str, device: str, records: Path) -> Step:
+    """One contestant on one workload."""
+    command = (sys.executable, "-W", "ignore", "benchmarks/gpu_speed.py", "--workload", workload, "--contestant", contestant)
+    more = ("--device", "cpu", "--steps", "2", "--warm-up", "1") if device == "cpu" else ()
+    return Step(f"speed, {workload}, {contestant}", (*command, "--json", str(records), *more), 150)
 
 
 def tests_command(*selected: str) -> tuple[str, ...]:
@@ -114,30 +195,52 @@ def run_plainly(selected: list[str]) -> int:
     return 1 if failures else 0
 
 
-def run_steps(chosen: list[Step], device: str) -> int:
-    """Run every step, then print what became of each and the rows. Returns 1 if any failed."""
-    from bench_train import row
+def run_steps(chosen: list[Step], device: str, state: State, deadline: float = float("inf")) -> int:
+    """Run every step, then print what became of each and the rows. Returns 1 if any failed or was not run.
 
-    results = Path(tempfile.mkstemp(prefix="gpu_check_")[1])
-    outcomes, rows = [], []
+    `deadline`, on time.monotonic's clock: no step runs past it.
+    """
     for step in chosen:
         print(f"\n=== {step.name}\n$ {' '.join(step.command)}", flush=True)
-        started = time.perf_counter()
-        code, output = run_step(step, {"DNAPRETRAIN_GPU_RESULTS": str(results), "DNAPRETRAIN_GPU_TEST_DEVICE": device})
-        became = "ok" if code == 0 else f"FAILED: ended with {code}" if code else f"FAILED: took longer than {step.limit_seconds:g} s"
-        if code == 0 and "tests" in step.name and not any(" passed" in line for line in output):
-            became = "SKIPPED: no test ran, the reason is above"
-        outcomes.append((step.name, became, time.perf_counter() - started))
-        rows += [line for line in output if line.startswith("| ")]
-    command = f"python benchmarks/gpu_check.py{' --device cpu' if device == 'cpu' else ''}"
-    measured = [row(*(part.strip() for part in line.split(" | ", 1)), command) for line in results.read_text().splitlines()]
-    results.unlink()
+        if state.was_ok(step):
+            print("was ok at this commit")
+            continue
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            state.note(step, "NOT RUN: no time left; --resume goes on here", 0.0, [])
+            continue
+        run_and_note(dataclasses.replace(step, limit_seconds=min(step.limit_seconds, left)), device, state)
+    outcomes = {step.name: state.outcomes[step.name] for step in chosen}
+    rows = [line for outcome in outcomes.values() for line in outcome["rows"]]
     print("\n=== rows for BENCHMARKS.md\n| date | what | value | hardware | commit | command |\n| --- | --- | --- | --- | --- | --- |")
-    print("\n".join(measured + rows))
+    print("\n".join(rows))
     print("\n=== summary")
-    for name, became, seconds in outcomes:
-        print(f"{name:30} {seconds:6.1f} s  {became}")
-    return 1 if any(became.startswith("FAILED") for _, became, _ in outcomes) else 0
+    for name, outcome in outcomes.items():
+        print(f"{name:44} {outcome['seconds']:6.1f} s  {outcome['became']}")
+    return 1 if any(outcome["became"].startswith(("FAILED", "NOT RUN")) for outcome in outcomes.values()) else 0
+
+
+def run_and_note(step: Step, device: str, state: State) -> None:
+    """Run one step and keep what became of it, with its rows."""
+    from bench_train import row
+
+    handle, name = tempfile.mkstemp(prefix="gpu_check_")
+    os.close(handle)
+    results, started = Path(name), time.perf_counter()
+    code, output = run_step(step, {"DNAPRETRAIN_GPU_RESULTS": str(results), "DNAPRETRAIN_GPU_TEST_DEVICE": device})
+    became = "ok" if code == 0 else f"FAILED: ended with {code}" if code else f"FAILED: took longer than {step.limit_seconds:.3g} s"
+    if code == 0 and "tests" in step.name and not any(" passed" in line for line in output):
+        became = "SKIPPED: no test ran, the reason is above"
+    if code == 0 and (skipped := [line for line in output if line.startswith("SKIPPED: ")]):
+        became = skipped[0]
+    command = f"python benchmarks/gpu_check.py{' --device cpu' if device == 'cpu' else ''}"
+    rows = [row(*(part.strip() for part in line.split(" | ", 1)), command) for line in results.read_text().splitlines()]
+    rows += [line for line in output if line.startswith("| ")]
+    if became.startswith("FAILED"):
+        last = next((line for line in reversed(output) if line.strip()), "no output")
+        rows.append(row(step.name, f"{became}: {last[:200].replace('|', '/')}", command))
+    results.unlink()
+    state.note(step, became, time.perf_counter() - started, rows)
 
 
 def run_step(step: Step, environment: dict[str, str]) -> tuple[int | None, list[str]]:
@@ -172,92 +275,6 @@ def run_step(step: Step, environment: dict[str, str]) -> tuple[int | None, list[
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return (None if out_of_time.is_set() else code), output
-
-
-def run_with_wheels() -> int:
-    """Install the wheels into a temporary folder and run this script again with them. Returns its exit code."""
-    with tempfile.TemporaryDirectory(prefix="gpu_check_site_") as site:
-        # One command: Transformer Engine's wheels share a folder, which a second `--target --upgrade` would replace.
-        options = ("-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", site)
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *map(str, sorted(WHEELS.glob("*.whl")))], check=True)
-        environment = {**os.environ, SITE_READY: site, "PYTHONPATH": joined(site, os.environ.get("PYTHONPATH"))}
-        # The CUDA libraries that torch brought come first: a system toolkit may hold some of them and lack others.
-        libraries = [str(folder) for root in nvidia_folders() for folder in (root / "cu13/lib", root / "cudnn/lib") if folder.is_dir()]
-        environment["LD_LIBRARY_PATH"] = joined(*libraries, os.environ.get("LD_LIBRARY_PATH"))
-        toolkit = Path("/usr/local/cuda/include")
-        if toolkit.is_dir():
-            environment.setdefault("NVTE_CUDA_INCLUDE_DIR", str(toolkit))
-        return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
-
-
-def joined(*paths: str | None) -> str:
-    return os.pathsep.join(path for path in paths if path)
-
-
-def nvidia_folders() -> list[Path]:
-    """Folders of the namespace package `nvidia`, where torch's CUDA libraries lie."""
-    spec = importlib.util.find_spec("nvidia")
-    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
-
-
-def use_clone() -> None:
-    """Make `dnapretrain` importable here and in the steps: an installed one, else the clone's."""
-    if not is_importable("dnapretrain"):
-        sys.path.insert(0, str(ROOT))
-    path = [str(ROOT / "benchmarks"), *([str(ROOT)] if str(ROOT) in sys.path else [])]
-    os.environ["PYTHONPATH"] = joined(*path, os.environ.get("PYTHONPATH"))
-
-
-def is_importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False
-
-
-def build_core() -> None:
-    """Compile csrc/ in place, by the build script where pybind11 is installed, else (or if that fails) with torch's copy of its headers."""
-    if is_importable("pybind11"):
-        print("building the native core: setup.py build_ext --inplace", flush=True)
-        build = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, check=False)
-        if build.returncode == 0:
-            importlib.invalidate_caches()
-            return
-    compile_core(ROOT / "dnapretrain")
-
-
-def compile_core(folder: Path) -> Path:
-    """Compile csrc/ into the extension module `folder`/_core, with the pybind11 headers that torch ships; return its path."""
-    torch = importlib.util.find_spec("torch")
-    headers = Path(torch.origin).parent / "include" if torch and torch.origin else Path()
-    if not (headers / "pybind11").is_dir():
-        raise SystemExit("cannot build the native core: torch's folder include/pybind11 is missing. Install pybind11.")
-    target = folder / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    flags = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
-    includes = [f"-I{path}" for path in (ROOT / "csrc", headers, sysconfig.get_path("include"))]
-    sources = sorted(str(path) for path in (ROOT / "csrc").glob("*.cpp"))
-    print(f"building the native core with torch's pybind11 headers: {target}", flush=True)
-    subprocess.run([os.environ.get("CXX", "g++"), *flags, *includes, *sources, "-o", str(target)], check=True)
-    importlib.invalidate_caches()
-    return target
-
-
-def print_versions() -> None:
-    """What runs here, one line each."""
-    import torch
-
-    import dnapretrain
-
-    print(f"{'python':20} {platform.python_version()}")
-    print(f"{'dnapretrain':20} {dnapretrain.__version__} ({Path(dnapretrain.__file__).parent})")
-    for name in PRINTED:
-        try:
-            print(f"{name:20} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{name:20} not installed")
-    if torch.cuda.is_available():
-        print(f"{'device':20} {torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
-        print(f"{'CUDA, cuDNN, NCCL':20} {torch.version.cuda}, {torch.backends.cudnn.version()}, {torch.cuda.nccl.version()}")
 
 
 def cuda_is_available() -> bool:

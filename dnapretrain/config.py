@@ -422,6 +422,13 @@ class ParallelConfig(Section):
     """Reduce gradients while the backward pass runs (CUDA)."""
     overlap_param_gather: bool = False
     """Gather parameters while the forward pass runs (CUDA, distributed optimizer)."""
+    tp_comm_overlap: bool = False
+    """Overlap tensor-parallel communication with matrix products, through user buffers (Transformer Engine, sequence_parallel)."""
+    batch_p2p_comm: bool | None = None
+    """Send and receive between pipeline stages in one batch. Default: yes without virtual stages; with them never, for the messages of
+    the interleaved schedule are overlapped with its computation instead."""
+    overlap_p2p_comm_warmup_flush: bool = False
+    """Overlap them in the warm-up and the flush of the interleaved schedule too."""
     distributed_timeout_minutes: float = Field(40.0, gt=0)
     """A rank that waits longer for others ends the run with an error; longer than checkpoint.timeout_seconds."""
 
@@ -489,6 +496,38 @@ class TrainConfig(Section):
     generator: each base of a k-mer by its marginal probability (GENERator v2's factorised nucleotide supervision), in nats per base."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 keeps fp32 main weights, gradients and optimizer state."""
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    """Matrix products of the layers in FP8 (Transformer Engine; precision=bf16 for all else: attention, norms, embeddings, head).
+    hybrid: E4M3 forward, E5M2 for gradients. e4m3: E4M3 in both directions."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"] = "tensorwise"
+    """Where scales come from. tensorwise: the tensor itself. delayed: the largest values of earlier steps, which no checkpoint holds: a
+    resumed run measures them anew. blockwise: blocks of 128 (Hopper, CUDA 12.9). mxfp8: blocks of 32 (Blackwell)."""
+    fp8_amax_history_len: int | None = Field(None, gt=0)
+    """delayed: steps that the largest values are remembered for; default 1024."""
+    fp8_amax_compute_algo: Literal["max", "most_recent"] | None = None
+    """delayed: which of them makes the scale; default max."""
+    first_last_layers_bf16: bool = False
+    """Keep the first and the last layers in bf16 where fp8 is on; not with delayed scaling."""
+    num_layers_at_start_in_bf16: int = Field(1, ge=0)
+    num_layers_at_end_in_bf16: int = Field(1, ge=0)
+    """How many, with first_last_layers_bf16."""
+    attention_backend: Literal["auto", "flash", "fused", "unfused"] = "auto"
+    """Kernels of Transformer Engine's attention: flash-attn, cuDNN's fused ones, its own unfused ones; auto: it chooses."""
+    apply_rope_fusion: bool = False
+    """Rotate queries and keys in one kernel of Transformer Engine's; it cannot multiply by YaRN's attention factor."""
+    bias_activation_fusion: bool = False
+    """SwiGLU, with the bias before it, in one compiled kernel that keeps its input only."""
+    cross_entropy_loss_fusion: bool = False
+    """Cross-entropy in fewer kernels: those of cross_entropy_fusion_impl."""
+    cross_entropy_fusion_impl: Literal["native", "te"] = "native"
+    """native: Megatron-core's compiled functions (gradient in bf16). te: Transformer Engine's Triton kernel."""
+    gradient_accumulation_fusion: bool = False
+    """Add weight gradients to the fp32 sums within the matrix product: Transformer Engine's layers, or Apex's extension."""
+    cuda_graph_impl: Literal["none", "local", "transformer_engine"] = "none"
+    """Capture each layer as a CUDA graph, by Megatron-core (local) or by Transformer Engine. For decoders without dropout, on one pipeline
+    stage, with samples of one length."""
+    cuda_graph_warmup_steps: int = Field(3, ge=1)
+    """Passes before the capture: of each layer (local), or steps of training (transformer_engine)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute activations in the backward pass: attention only (selective) or whole layers (full)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dnapretrain.config import VOCAB_MULTIPLE, RunConfig, SplitConfig
+from dnapretrain.config_kernel_rules import check_kernel_rules
 from dnapretrain.errors import ConfigError
 
 
@@ -82,6 +83,7 @@ def check_rules(config: RunConfig) -> None:
     _check_stages(config)
     _check_keeping(config)
     _check_watching(config)
+    check_kernel_rules(config)
 
 
 def _check_pipeline(config: RunConfig) -> None:

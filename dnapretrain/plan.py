@@ -154,13 +154,17 @@ def _with_layout(config: RunConfig, num_gpus: int, tp: int, pp: int, micro_batch
     tree["train"]["micro_batch_size"] = micro_batch_size
     layers = config.model.num_layers
     first, last = pipeline_ends(layers, pp) or (None, None)
+    sequence_parallel = tp > 1 and not any(length % tp for length in (config.data.sequence_length, *config.data.training_lengths))
     tree["parallel"].update(
         num_layers_in_first_pipeline_stage=first,
         num_layers_in_last_pipeline_stage=last,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=None,
-        sequence_parallel=tp > 1 and not any(length % tp for length in (config.data.sequence_length, *config.data.training_lengths)),
+        sequence_parallel=sequence_parallel,
+        tp_comm_overlap=config.parallel.tp_comm_overlap and sequence_parallel,
+        batch_p2p_comm=config.parallel.batch_p2p_comm if pp > 1 else None,
+        overlap_p2p_comm_warmup_flush=False,
         use_distributed_optimizer=num_gpus > tp * pp or config.parallel.use_distributed_optimizer,
     )
     return config_from_dict(tree)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     ("", "_core", "errors"),  # "": the package itself, for its version
     ("config",),
+    ("config_kernel_rules",),
     ("config_rules",),
     ("config_file",),
     ("data",),
@@ -36,6 +37,7 @@ MEGATRON_FILES = {
     "dnapretrain/model/cross_entropy.py",
     "dnapretrain/model/decoder.py",
     "dnapretrain/model/encoder.py",
+    "dnapretrain/model/kernels.py",
     "dnapretrain/model/layers.py",
     "dnapretrain/model/paths.py",
     "dnapretrain/model/schedule_player.py",
@@ -49,6 +51,7 @@ MEGATRON_FILES = {
     "dnapretrain/train/run.py",
     "dnapretrain/train/save_plan.py",
     "dnapretrain/train/save_shares.py",
+    "dnapretrain/train/step_kernels.py",
     "dnapretrain/train/trainer.py",
 }
 """The files to look at when the pin is raised. Add one on purpose only."""

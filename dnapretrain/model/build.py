@@ -16,11 +16,12 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, padded_vocab_size
+from dnapretrain.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig, padded_vocab_size
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.model.cross_entropy import token_loss
 from dnapretrain.model.decoder import Decoder, decoder_spec
 from dnapretrain.model.encoder import Encoder
+from dnapretrain.model.kernels import check_kernels, fuse_weight_gradients, transformer_fields, without_kernels
 from dnapretrain.model.layers import NORM_KEYS
 from dnapretrain.model.paths import use_transformer_engine
 from dnapretrain.model.rotary import stretch
@@ -30,10 +31,9 @@ Chunk = Decoder | Encoder
 """What one pipeline stage of this rank holds."""
 
 
-def to_transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: str, recompute: str, platform: Platform
-) -> TransformerConfig:
+def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig, platform: Platform) -> TransformerConfig:
     """Megatron-core's TransformerConfig from our sections; every other field keeps Megatron's default."""
+    precision, recompute = train.precision, train.recompute
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
@@ -68,18 +68,25 @@ def to_transformer_config(
         # Batched p2p pairs messages of the interleaved schedule wrongly where two stages are neighbours on
         # both sides: the loss is right and the gradient silently wrong.
         overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
+        batch_p2p_comm=not interleaved if parallel.batch_p2p_comm is None else parallel.batch_p2p_comm,
+        overlap_p2p_comm_warmup_flush=parallel.overlap_p2p_comm_warmup_flush,
         # On CPU a send may still be reading the tensor when its memory would be given back (no stream orders them).
         deallocate_pipeline_outputs=platform.is_cuda,
+        **transformer_fields(train, parallel),
     )
 
 
 def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, initialize_weights: bool = True) -> list[Chunk]:
     """This rank's model chunks (one, or one per virtual stage) with their initial weights, on the device.
 
-    Without `initialize_weights` their memory is as it comes: to be loaded or counted, not to be trained.
+    Without `initialize_weights` their memory is as it comes: to be loaded or counted, not to be trained, and without the kernels that
+    training may take. Raises ConfigError where this machine lacks what the settings ask for.
     """
-    transformer_config = to_transformer_config(config.model, config.parallel, config.train.precision, config.train.recompute, platform)
+    if initialize_weights:
+        check_kernels(config, platform)
+    else:
+        config = without_kernels(config)
+    transformer_config = to_transformer_config(config.model, config.parallel, config.train, platform)
     # Megatron's own initialization is overwritten, but it also marks which weights are spread over tensor-parallel ranks.
     transformer_config.perform_initialization = initialize_weights
     transformer_config.deterministic_mode = config.train.deterministic and platform.is_cuda
@@ -92,6 +99,8 @@ def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, in
         chunk = _build_chunk(config, transformer_config, tokenizer, platform, first, last, vp_stage)
         if config.model.position_embedding_type == "rope":
             stretch(chunk.rotary_pos_emb, chunk.config, config.model)
+        if config.train.gradient_accumulation_fusion:
+            fuse_weight_gradients(chunk)
         chunks.append(chunk.to(platform.device))
     if initialize_weights:
         initialize(chunks, config.model, tokenizer.vocab_size, config.train.seed)

@@ -6,9 +6,11 @@ Shape suffixes: S sequence, B batch, V this rank's share of the padded vocabular
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from dnapretrain.config import RunConfig
@@ -25,6 +27,8 @@ class TokenLoss:
     """The words of a k-mer vocabulary."""
     by_base: bool
     """train.loss=nucleotide: the loss of k-mers counts their bases; else it is the cross-entropy of tokens."""
+    fusion: Literal["none", "native", "te"] = "none"
+    """Kernels of the cross-entropy of tokens: Megatron-core's plain or compiled functions, or Transformer Engine's Triton kernel."""
 
     def __call__(
         self, logits_SBV: torch.Tensor, labels_BS: torch.Tensor, tp_group: dist.ProcessGroup, training: bool
@@ -44,13 +48,29 @@ class TokenLoss:
         if self.by_base and self.kmers:
             losses_SB = nucleotide_losses(logits_SBV, labels_SB, self.kmers, tp_group)
         else:
-            losses_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB)
+            losses_SB = self._cross_entropy(logits_SBV, labels_SB, tp_group)
         return losses_SB.transpose(0, 1).contiguous(), *(values_SB.transpose(0, 1) for values_SB in (correct_SB, *metric))
+
+    def _cross_entropy(self, logits_SBV: torch.Tensor, labels_SB: torch.Tensor, tp_group: dist.ProcessGroup) -> torch.Tensor:
+        """Loss in nats [S, B]; the logits become something else."""
+        if self.fusion == "te":
+            from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy  # needs Transformer Engine
+
+            # True: it does not ask the GPU whether every weight is 1, which would wait for it in each micro-batch.
+            losses_SB: torch.Tensor = te_parallel_cross_entropy(logits_SBV, labels_SB, tp_group, True)
+            return losses_SB
+        if self.fusion == "native":
+            losses_SB = fused_vocab_parallel_cross_entropy(logits_SBV, labels_SB, tp_group)
+            return losses_SB
+        losses_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB)
+        return losses_SB
 
 
 def token_loss(config: RunConfig, tokenizer: Tokenizer) -> TokenLoss:
-    """The loss that `train.loss` asks for."""
-    return TokenLoss(tokenizer.vocab_size, kmer_rows(tokenizer), config.train.loss == "nucleotide")
+    """The loss that `train.loss` asks for, by the kernels that `train.cross_entropy_loss_fusion` asks for."""
+    train = config.train
+    fusion = train.cross_entropy_fusion_impl if train.cross_entropy_loss_fusion else "none"
+    return TokenLoss(tokenizer.vocab_size, kmer_rows(tokenizer), train.loss == "nucleotide", fusion)
 
 
 def _likeliest(logits_SBV: torch.Tensor, tp_group: dist.ProcessGroup) -> torch.Tensor:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnapretrain.config import RunConfig, padded_vocab_size
-from dnapretrain.model.counts import attention_widths, layers_on_rank, rank_weights
+from dnapretrain.model.counts import attention_widths, layer_weights, layers_on_rank, rank_weights
 
 MEMORY_FORMULA = {
-    "weights": "per parameter 2 bytes in bf16, 4 in fp32",
+    "weights": "per parameter 2 bytes in bf16, 4 in fp32; with train.fp8 2 more per layer weight: its FP8 copy, and that transposed",
     "gradients": "per parameter 4 bytes: summed in fp32",
     "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights; divided by dp with the distributed optimizer",
     "activations": "what autograd keeps per token and layer, e bytes each value: norms 4 x hidden (inputs, outputs; over tp with sequence "
     "parallelism), queries, keys and values, rotated once more, and attention's output (over tp, nothing of sequence^2 but ALiBi's bias), "
-    "feed-forward 5 x ffn if gated, else 2 x ffn (over tp), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
+    "feed-forward 5 x ffn if gated (3 with bias_activation_fusion), else 2 x ffn (over tp; what FP8 keeps smaller is not taken off), "
+    "1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
     "attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
@@ -62,7 +63,7 @@ def rank_memory(config: RunConfig, vocab_size: int, pad_id: int, data_parallel_s
     parameters = rank_weights(config, vocab_size, pad_id, pp_rank).on_rank(parallel.tensor_model_parallel_size)
     sharded_over = data_parallel_size if parallel.use_distributed_optimizer else 1
     parts = {
-        "weights": _value_bytes(config) * parameters,
+        "weights": _value_bytes(config) * parameters + _fp8_copies(config, pp_rank),
         "gradients": 4 * parameters,
         "optimizer": (12 if is_bf16 else 8) * parameters // sharded_over,
         "activations": stage_activations(config, vocab_size, data_parallel_size, pp_rank),
@@ -110,7 +111,8 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         attention += query + key_value
     elif 1 < model.query_groups < model.num_attention_heads:
         attention += query  # the queries of a group lie between keys and values of others: they are copied out
-    feed_forward = (5 if model.is_gated else 2) * model.ffn_hidden_size
+    gated = 3 if config.train.bias_activation_fusion else 5
+    feed_forward = (gated if model.is_gated else 2) * model.ffn_hidden_size
     kept = 2 * residual_tokens * (_norm_input(config, is_cuda) + size * model.hidden_size)
     kept += tokens * size * (attention + feed_forward) // tp
     if recompute == "none":
@@ -120,6 +122,13 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     if model.position_embedding_type == "rope":
         kept += 4 * config.data.longest_length * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
+
+
+def _fp8_copies(config: RunConfig, pp_rank: int) -> int:
+    """Bytes of what the layers of FP8 keep of their weights from the first micro-batch of a step to its last."""
+    if config.train.fp8 == "none":
+        return 0
+    return 2 * layer_weights(config.model).split // config.parallel.tensor_model_parallel_size * layers_on_rank(config, pp_rank)
 
 
 def _embedding_activations(config: RunConfig, is_cuda: bool) -> int:

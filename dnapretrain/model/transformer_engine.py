@@ -1,4 +1,5 @@
-"""Encoder layers from Transformer Engine's modules: imported only where it is installed and chosen (`use_transformer_engine`).
+"""Encoder layers from Transformer Engine's modules, and what it is asked: imported only where it is installed and chosen
+(`use_transformer_engine`).
 
 What Megatron-core's wrappers leave open for encoders is settled here: padding where a sample is padded and no mask
 elsewhere, and ALiBi with the slopes of this rank's heads. Shape suffixes as in `layers`.
@@ -6,10 +7,12 @@ elsewhere, and ALiBi with the slopes of this rank's heads. Shape suffixes as in 
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+import transformer_engine.pytorch as te
 from megatron.core.extensions.transformer_engine import (
     TEColumnParallelLinear,
     TEDotProductAttention,
@@ -22,7 +25,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformer_engine.pytorch import DotProductAttention
 
-from dnapretrain.config import ModelConfig
+from dnapretrain.config import ModelConfig, RunConfig
+from dnapretrain.errors import ConfigError
 from dnapretrain.model.layers import LayerModules, alibi_slopes, tensor_parallel_slice
 
 
@@ -96,3 +100,54 @@ def transformer_engine_modules(model: ModelConfig) -> LayerModules:
         attention=EncoderAlibiAttention if model.position_embedding_type == "alibi" else EncoderAttention,
         column_has_norm=not is_post,
     )
+
+
+def why_no_fp8(recipe: str) -> str | None:
+    """Why Transformer Engine cannot scale by `recipe` (train.fp8_recipe) on this GPU; None where it can."""
+    supported = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}.get(recipe, te.is_fp8_available)
+    can, reason = supported(return_reason=True)
+    return None if can else str(reason)
+
+
+def chosen_attention() -> dict[str, str | None]:
+    """Which kernels Transformer Engine's attention took last: `kernels` (flash-attn, cuDNN, unfused; None before its first pass), and
+    their version or number in `backend`."""
+    # The module, which its package hides behind the class of a like name, keeps its choice in a variable; it has no other way to ask.
+    module = importlib.import_module("transformer_engine.pytorch.attention.dot_product_attention.dot_product_attention")
+    chosen = getattr(module, "_attention_backends", {})
+    names = {
+        "use_flash_attention": ("flash-attn", "flash_attention_backend"),
+        "use_fused_attention": ("cuDNN", "fused_attention_backend"),
+        "use_unfused_attention": ("unfused", ""),
+    }
+    for key, (kernels, backend) in names.items():
+        if chosen.get(key):
+            version = chosen.get(backend)
+            return {"kernels": kernels, "backend": None if version is None else str(version)}
+    return {"kernels": None, "backend": None}
+
+
+def start_tp_overlap(config: RunConfig) -> None:
+    """Make the user buffers of parallel.tp_comm_overlap: those of one micro-batch, [tokens, hidden]. Process groups must be up.
+
+    Raises ConfigError where this machine has no such buffers.
+    """
+    train, tokens = config.train, config.train.micro_batch_size * config.data.sequence_length
+    modes = [te.UserBufferQuantizationMode.NONE]
+    if train.fp8 != "none":
+        modes = [te.UserBufferQuantizationMode.FP8, *(modes if train.first_last_layers_bf16 else [])]
+    try:
+        te.initialize_ub(
+            [tokens, config.model.hidden_size],
+            config.parallel.tensor_model_parallel_size,
+            quantization_modes=modes,
+            dtype=torch.bfloat16,
+            bootstrap_backend="nccl",
+        )
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"parallel.tp_comm_overlap: Transformer Engine has no user buffers here: {error} Set it to false.") from error
+
+
+def stop_tp_overlap() -> None:
+    """Give the buffers back."""
+    te.destroy_ub()

@@ -28,10 +28,11 @@ _control: Any = None
 """All ranks over gloo where the default group is NCCL's: small questions then wait for no GPU. None: the default group."""
 
 
-def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None) -> None:
+def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None, cuda_graphs: bool = False) -> None:
     """Join the other ranks and build the tensor-, pipeline- and data-parallel groups.
 
-    `store` replaces the rendezvous address (MASTER_ADDR, MASTER_PORT) when the caller has one.
+    `store` replaces the rendezvous address (MASTER_ADDR, MASTER_PORT) when the caller has one. With `cuda_graphs` random states are
+    kept as graphs can use them.
     """
     if platform.world_size == 1 and store is None:
         store = dist.HashStore()
@@ -45,7 +46,8 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     from megatron.core import tensor_parallel
 
     _build_groups(parallel)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    # An earlier run of this process may have made the tracker of the other kind.
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=cuda_graphs, force_reset_rng=platform.is_cuda)
 
 
 @contextmanager

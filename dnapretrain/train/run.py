@@ -58,7 +58,7 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
     lock = RunLock(config.train.run_dir)
     try:
         with one_error_for_a_lost_rank():
-            start_groups(platform, config.parallel, config.train.seed)
+            start_groups(platform, config.parallel, config.train.seed, cuda_graphs=config.train.cuda_graph_impl != "none")
             start_up.end_of("groups")
             remark = _take(lock, platform)
             trainer = build_trainer(config, platform, data, signals, started, remark, start_up)
@@ -70,6 +70,7 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
             finally:
                 trainer.watch.stop()
                 trainer.saver.stop()
+                trainer.kernels.end()
     finally:
         lock.release()
         stop_groups()

@@ -10,6 +10,7 @@ from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import length_stages
 from dnapretrain.data.sampling.run_data import RunData
 from dnapretrain.model.counts import FLOPS_FORMULA
+from dnapretrain.model.kernels import kernel_paths
 from dnapretrain.model.paths import active_paths
 from dnapretrain.parallel.determinism import determinism
 from dnapretrain.parallel.platform import Platform
@@ -28,9 +29,12 @@ def log_start(
 ) -> None:
     """Write the run's `start` record and the lines of its console; `remarks` come first."""
     paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
+    paths |= kernel_paths(config, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
-    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
+    plain = " (in several kernels: neither Transformer Engine's nor Apex's fused Adam is installed)"
+    slow = platform.is_cuda and inner.__module__.startswith("torch.")
+    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}{plain if slow else ''}"
     paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
     parallel, log = config.parallel, trainer.log
     peak, region_files = peak_of_rank(config.log, platform.name)[1], _region_files(data)

@@ -29,6 +29,7 @@ from dnapretrain.train.recovery import Recovery
 from dnapretrain.train.replicas import check_replicas
 from dnapretrain.train.saver import CheckpointSaver
 from dnapretrain.train.startup import StartUp
+from dnapretrain.train.step_kernels import StepKernels
 from dnapretrain.train.stopping import StopRequest
 from dnapretrain.train.stragglers import StepTimer
 from dnapretrain.train.watch import Watch
@@ -61,6 +62,7 @@ class Trainer:
         self._stand_at(self.position)
         self.forward_backward = get_forward_backward_func()
         self.timer = StepTimer(self.place.device.type == "cuda")
+        self.kernels = StepKernels(self.config, self.chunks, self.optimizer, self.place.data_parallel_size)
         self.recovery = Recovery(self.config, self.chunks, self.stream, self.place, self.log, self.saver, self.forward_backward)
         self._stage_ends = [stage.until_samples or 0 for stage in self.config.data_by_samples().stages[:-1]]
         megatron = self.chunks[0].config
@@ -78,6 +80,7 @@ class Trainer:
         sequence_length = self.stream.length_at(self.position.consumed_samples)
         if self.config.model.has_dropout:
             seed_dropout(self.config.train.seed, self.position.step)
+        self.kernels.begin_step()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -155,6 +158,9 @@ class Trainer:
             show = step % log.log_interval == 0 or step in (1, last_step) or not report.updated
             slow = self._straggler(step) if step % log.log_interval == 0 else ""
             self.log.step(report, self.position.consumed_samples, self._rates(report), show, train.train_steps, slow)
+            if attention := self.kernels.attention():
+                self.log.write("attention", step=step, kernels=attention)
+                self.log.say(attention)
             if report.bad_step:
                 self._stand_at(self.recovery.handle(report, before, self.position))
             interval = train.check_weight_hash_across_dp_replicas_interval

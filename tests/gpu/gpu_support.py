@@ -6,6 +6,7 @@ DNAPRETRAIN_GPU_TEST_DEVICE=cpu runs the tests on the CPU: a rehearsal of the te
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -204,6 +205,21 @@ def deterministic() -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def checkpoint_goes_on(first: dict[str, Any], second: dict[str, Any], what: str, bound: float, **settings: Any) -> None:
+    """3 steps with the settings `first`, 3 with `second`, in bf16: the losses of 6 steps with `first`, within `bound`, relative."""
+    settings = {"train__precision": "bf16", **settings}
+    with workplace() as folder:
+        whole = run_config(folder, "whole", **settings, **first)
+        train(whole)
+        train(run_config(folder, "parted", **settings, **first, train__stop_at_step=3))
+        parted = run_config(folder, "parted", **settings, **second)
+        train(parted)
+        differences = [abs(a / b - 1) for a, b in zip(losses(parted), losses(whole), strict=True)]
+    report(f"bf16 checkpoint of {what}", f"losses differ by {max(differences):.1e} (relative, largest)")
+    assert all(map(math.isfinite, differences))
+    assert max(differences) < bound
 
 
 def relative(difference_from: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,43 +12,60 @@ ROOT = Path(__file__).resolve().parents[2]
 HEADER = "| date | what | value | hardware | commit | command |"
 
 
-def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
+def gpu_check(*arguments: str, out: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DNAPRETRAIN_GPU_CHECK_SITE": "none"}  # leave .whl/ alone
+    environment |= {"OUT": str(out)} if out else {}
     command = [sys.executable, "benchmarks/gpu_check.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_rehearsal_on_the_cpu() -> None:
-    done = gpu_check("--device", "cpu")
+def test_rehearsal_on_the_cpu(tmp_path: Path) -> None:
+    """Every part, with tiny models: each step is a process, as on a GPU."""
+    arguments = ("--device", "cpu", "--state", str(tmp_path / "state"))
+    done = gpu_check(*arguments, out=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     outcomes = done.stdout.partition("=== summary\n")[2]
-    assert outcomes.count("  ok\n") == 2
-    assert outcomes.count("SKIPPED") == 1
-    rows = done.stdout.partition(HEADER)[2].partition("=== summary")[0].splitlines()[2:]
-    rows = [row for row in rows if row]
-    assert [sum(word in row for row in rows) for word in ("bf16 training", "training step", "step time of transformers")] == [1, 2, 1]
+    assert outcomes.count("  ok\n") == 6  # a test, three ways to train, two rooflines
+    assert outcomes.count("SKIPPED") == 2  # tests and a way to train that need CUDA
+    rows = [row for row in done.stdout.partition(HEADER)[2].partition("=== summary")[0].splitlines()[2:] if row]
+    assert [sum(word in row for row in rows) for word in ("bf16 training", "training step", "roofline of a step", "share of")] == [
+        1,
+        3,
+        2,
+        3,
+    ]
     assert all(row.count("|") == HEADER.count("|") for row in rows)
+    records = [json.loads(line) for line in (tmp_path / "gpu_check_records.jsonl").read_text().splitlines()]
+    ways = {record["contestant"]: record for record in records if "contestant" in record and record["workload"] == "tiny"}
+    assert ways.keys() == {"torch", "minimal"}
+    # The minimal model begins as another: its first loss is that of a uniform guess too.
+    assert abs(ways["torch"]["losses"][0] - ways["minimal"]["losses"][0]) < 0.3
+    assert all(record["tokens_per_second"] > 0 for record in ways.values())
+
+    again = gpu_check(*arguments, "--resume", "--part", "roofline", "--minutes", "0", out=tmp_path)
+    assert again.stdout.count("was ok at this commit") == 2 and again.returncode == 0
+    assert again.stdout.partition(HEADER)[2].count("roofline of a step") == 2  # rows of the earlier call
 
 
 def test_without_a_gpu_it_says_so() -> None:
     done = gpu_check()
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no CUDA device" in done.stdout
 
 
-def test_a_failing_step_is_reported_and_the_next_still_runs() -> None:
+def test_a_failing_step_is_reported_and_the_next_still_runs(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, 'benchmarks'); import gpu_check as g; python = sys.executable; "
+        "import sys, time, pathlib; sys.path.insert(0, 'benchmarks'); import gpu_check as g; python = sys.executable; "
         "bad, good = g.Step('bad', (python, '-c', 'raise SystemExit(7)'), 60), g.Step('good', (python, '-c', 'pass'), 60); "
         "slow = g.Step('slow', (python, '-c', 'import time; time.sleep(60)'), 0.5); "
-        "sys.exit(g.run_steps([bad, slow, good], 'cpu'))"
+        "state = g.State(pathlib.Path(sys.argv[1]), False); code = g.run_steps([bad, slow, good], 'cpu', state); "
+        "g.run_steps([good, bad], 'cpu', g.State(pathlib.Path(sys.argv[1]), True), time.monotonic()); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    outcomes = done.stdout.partition("=== summary\n")[2]
-    assert "FAILED: ended with 7" in outcomes
-    assert "FAILED: took longer than 0.5 s" in outcomes
-    assert outcomes.rstrip().endswith("ok")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]
+    first, second = (part.partition("=== rows")[0].splitlines() for part in done.stdout.split("=== summary\n")[1:])
+    assert ["FAILED: ended with 7" in first[0], "FAILED: took longer than 0.5 s" in first[1], first[2].endswith("ok")] == [True] * 3
+    assert second[0].endswith("ok") and "NOT RUN: no time left" in second[1]
 
 
 def test_the_plain_runner_runs_and_skips() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from gpu_support import first_batch, losses, need_transformer_engine, relative, report, run_config, train, workplace
+from gpu_support import checkpoint_goes_on, first_batch, need_transformer_engine, relative, report, run_config, workplace
 
 BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 6e-2)}
 """Largest relative difference of the loss and of all gradients together: those of the decoder's test. Not calibrated: no encoder
@@ -98,36 +97,21 @@ def both_equal(shape: str) -> None:
 
 def attention_kernels() -> str:
     """Which of its kernels Transformer Engine chose last."""
-    import importlib
+    from dnapretrain.model.transformer_engine import chosen_attention
 
-    # The module, which its package hides behind the class of a like name; it keeps its choice in a variable.
-    module = importlib.import_module("transformer_engine.pytorch.attention.dot_product_attention.dot_product_attention")
-    chosen = getattr(module, "_attention_backends", {})
-    names = {"use_flash_attention": "flash-attn", "use_fused_attention": "cuDNN", "use_unfused_attention": "unfused"}
-    return next((name for key, name in names.items() if chosen.get(key)), "kernels unknown")
+    return chosen_attention()["kernels"] or "kernels unknown"
 
 
 def test_torch_checkpoint_goes_on_with_transformer_engine() -> None:
-    checkpoint_goes_on(TORCH, TE)
+    goes_on(TORCH, TE)
 
 
 def test_transformer_engine_checkpoint_goes_on_with_torch() -> None:
-    checkpoint_goes_on(TE, TORCH)
+    goes_on(TE, TORCH)
 
 
-def checkpoint_goes_on(first: str, second: str) -> None:
-    """3 steps with one spec, 3 with the other, of the shape that fuses no norm: the losses of 6 steps without a change."""
+def goes_on(first: str, second: str) -> None:
+    """Of the shape that fuses no norm."""
     need_transformer_engine()
-    with workplace() as folder:
-        settings = {**COMMON, **SHAPES["DNABERT-2"], "train__precision": "bf16"}
-        whole = run_config(folder, "whole", model__transformer_impl=first, **settings)
-        train(whole)
-        train(run_config(folder, "parted", model__transformer_impl=first, train__stop_at_step=3, **settings))
-        parted = run_config(folder, "parted", model__transformer_impl=second, **settings)
-        train(parted)
-        differences = [abs(a / b - 1) for a, b in zip(losses(parted), losses(whole), strict=True)]
-    assert all(map(math.isfinite, differences))
-    report(
-        f"bf16 checkpoint of a DNABERT-2 of {first} continued by {second}", f"losses differ by {max(differences):.1e} (relative, largest)"
-    )
-    assert max(differences) < 2 * BOUNDS["bf16"][0]
+    one, other = ({"model__transformer_impl": impl} for impl in (first, second))
+    checkpoint_goes_on(one, other, f"a DNABERT-2 of {first} continued by {second}", 2 * BOUNDS["bf16"][0], **COMMON, **SHAPES["DNABERT-2"])

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from gpu_support import first_batch, losses, need_transformer_engine, relative, report, run_config, steps, train, workplace
+from gpu_support import (
+    checkpoint_goes_on,
+    first_batch,
+    losses,
+    need_transformer_engine,
+    relative,
+    report,
+    run_config,
+    steps,
+    train,
+    workplace,
+)
 
 BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (1e-2, 6e-2)}
 """Largest relative difference of the loss and of all gradients together. Transformer Engine multiplies fp32 matrices in
@@ -63,28 +74,17 @@ def test_checkpoint_names_equal() -> None:
 
 
 def test_torch_checkpoint_goes_on_with_transformer_engine() -> None:
-    checkpoint_goes_on(TORCH, TE)
+    goes_on(TORCH, TE)
 
 
 def test_transformer_engine_checkpoint_goes_on_with_torch() -> None:
-    checkpoint_goes_on(TE, TORCH)
+    goes_on(TE, TORCH)
 
 
-def checkpoint_goes_on(first: str, second: str) -> None:
-    """3 steps with one spec, 3 with the other: the losses are those of 6 steps without a change, within the bf16 bound."""
+def goes_on(first: str, second: str) -> None:
     need_transformer_engine()
-    with workplace() as folder:
-        whole = run_config(folder, "whole", model__transformer_impl=first, train__precision="bf16")
-        train(whole)
-        train(run_config(folder, "parted", model__transformer_impl=first, train__precision="bf16", train__stop_at_step=3))
-        parted = run_config(folder, "parted", model__transformer_impl=second, train__precision="bf16")
-        train(parted)
-        differences = [abs(a / b - 1) for a, b in zip(losses(parted), losses(whole), strict=True)]
-    report(
-        f"bf16 checkpoint of the {first} spec continued by the {second} spec",
-        f"losses differ by {max(differences):.1e} (relative, largest)",
-    )
-    assert max(differences) < 2 * BOUNDS["bf16"][0]
+    one, other = ({"model__transformer_impl": impl} for impl in (first, second))
+    checkpoint_goes_on(one, other, f"the {first} spec continued by the {second} spec", 2 * BOUNDS["bf16"][0])
 
 
 def test_bf16_learns() -> None:

@@ -39,6 +39,7 @@ def install() -> None:
     sys.path.insert(0, os.environ[FOLDER])
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # leaves its libraries alone
     os.environ["NVTE_TORCH_COMPILE"] = "0"
+    os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"  # its own softmax kernels, which bf16 would take
     sys.modules["transformer_engine_torch"] = Kernels("transformer_engine_torch")
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: torch.device("cpu")
@@ -71,9 +72,14 @@ def absent_packages() -> Any:
 
 
 class Kernels(ModuleType):
-    """The compiled library: what dense fp32 layers call, and names that stand for everything else."""
+    """The compiled library: what dense layers in fp32, bf16 and FP8 call, and names that stand for everything else."""
 
-    __all__ = ("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version")
+    __all__ = (
+        *("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version"),
+        *("quantize", "bgrad_quantize", "dequantize", "fp8_transpose", "get_fused_attn_backend"),
+    )
+    fp8_products = 0
+    """Matrix products with an FP8 operand so far."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -86,10 +92,55 @@ class Kernels(ModuleType):
         return 91500
 
     @staticmethod
-    def generic_gemm(a, trans_a, b, trans_b, out, _quantizer, _dtype, bias, _bias_dtype, _gelu, _gelu_in, grad, *rest, **_):
+    def get_fused_attn_backend(*_, **__):
+        """None: bf16 takes the unfused kernels, as fp32 does anyway."""
+        return sys.modules["transformer_engine_torch"].NVTE_Fused_Attn_Backend.NVTE_No_Backend
+
+    @staticmethod
+    def quantize(source, quantizer, target=None, noop=None):
+        """FP8 values of `source`, scaled by its own largest value or by the quantizer's scale, and those transposed where asked for."""
+        import torch
+
+        kind = fp8_type(quantizer.dtype)
+        largest = source.detach().abs().max().float()
+        delayed = type(quantizer).__name__ == "Float8Quantizer"
+        scale = quantizer.scale if delayed else torch.finfo(kind).max / largest.clamp(min=1e-12)
+        if delayed:
+            quantizer.amax.copy_(largest)
+        if target is None:
+            target = quantizer.make_empty(source.shape, dtype=source.dtype, device=source.device)
+        limit = torch.finfo(kind).max
+        data = (source.detach().float() * scale).clamp(-limit, limit).to(kind).view(torch.uint8)
+        if target._data is not None:
+            target._data.copy_(data)
+        if target._transpose is not None:
+            target._transpose.copy_(data.movedim(-1, 0))
+            target._transpose_invalid = False
+        target._scale_inv.copy_((1 / scale).reshape(1))
+        return target
+
+    @staticmethod
+    def bgrad_quantize(gradient, quantizer):
+        """The bias's gradient, and the gradient itself in FP8."""
+        return gradient.reshape(-1, gradient.shape[-1]).sum(0), Kernels.quantize(gradient, quantizer)
+
+    @staticmethod
+    def dequantize(tensor, _dtype):
+        return values(tensor)
+
+    @staticmethod
+    def fp8_transpose(data, _dtype, out=None):
+        return data.movedim(-1, 0).contiguous()
+
+    @staticmethod
+    def generic_gemm(a, trans_a, b, trans_b, out, quantizer, dtype, bias, _bias_dtype, _gelu, _gelu_in, grad, *rest, **_):
         """Row by row: op(b) @ op(a), as cuBLAS reads them column by column; with `grad` and a bias, the bias's gradient."""
-        accumulate = rest[2]
-        assert out is None and not accumulate
+        from transformer_engine.pytorch.constants import TE_DType_To_Torch
+
+        assert quantizer is None
+        is_fp8 = hasattr(a, "_scale_inv"), hasattr(b, "_scale_inv")
+        Kernels.fp8_products += any(is_fp8)
+        a, b = values(a), values(b)
         first = b.reshape(-1, b.shape[-1])
         second = a.reshape(-1, a.shape[-1])
         result = (first.T if trans_b else first) @ (second.T if trans_a else second)
@@ -100,15 +151,20 @@ class Kernels(ModuleType):
             bias_grad = first.sum(0)
         elif bias is not None:
             result = result + bias
+        if any(is_fp8) and dtype in TE_DType_To_Torch:
+            result = result.to(TE_DType_To_Torch[dtype])
+        if out is not None:
+            result = out.add_(result) if rest[2] else out.copy_(result)
         return result, bias_grad, None, None
 
     @staticmethod
-    def layernorm_fwd(x, weight, bias, eps, out, _quantizer, _dtype, _sm_margin, zero_centered):
+    def layernorm_fwd(x, weight, bias, eps, out, quantizer, _dtype, _sm_margin, zero_centered):
         assert not zero_centered
         mean = x.mean(-1)
         centred = x - mean[:, None]
         inverse = (centred.square().mean(-1) + eps).rsqrt()
         result = centred * inverse[:, None] * weight + bias
+        result = result if quantizer is None else Kernels.quantize(result, quantizer)
         return (result if out is None else out.copy_(result)), mean, inverse
 
     @staticmethod
@@ -119,10 +175,11 @@ class Kernels(ModuleType):
         return inner * inverse[:, None], (grad * normal).sum(0), grad.sum(0)
 
     @staticmethod
-    def rmsnorm_fwd(x, weight, eps, out, _quantizer, _dtype, _sm_margin, zero_centered):
+    def rmsnorm_fwd(x, weight, eps, out, quantizer, _dtype, _sm_margin, zero_centered):
         assert not zero_centered
         inverse = (x.square().mean(-1) + eps).rsqrt()
         result = x * inverse[:, None] * weight
+        result = result if quantizer is None else Kernels.quantize(result, quantizer)
         return (result if out is None else out.copy_(result)), None, inverse
 
     @staticmethod
@@ -130,6 +187,23 @@ class Kernels(ModuleType):
         normal = x * inverse[:, None]
         wanted = grad * weight
         return (wanted - normal * (wanted * normal).mean(-1, keepdim=True)) * inverse[:, None], (grad * normal).sum(0)
+
+
+def fp8_type(te_type: Any) -> Any:
+    """torch's type for Transformer Engine's."""
+    from transformer_engine.pytorch.constants import TE_DType_To_Torch
+
+    return TE_DType_To_Torch[te_type]
+
+
+def values(tensor: Any) -> Any:
+    """What an operand stands for: itself, or in fp32 what FP8 values and their scale do."""
+    import torch
+
+    if not hasattr(tensor, "_scale_inv"):
+        return tensor
+    data = tensor._data if tensor._data is not None else tensor._transpose.movedim(0, -1)
+    return data.contiguous().view(fp8_type(tensor._fp8_dtype)).float() * tensor._scale_inv.to(torch.float32)
 
 
 if multiprocessing.parent_process() is not None:
@@ -214,6 +288,31 @@ def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int, sav
         build.use_transformer_engine = plain
 
 
+def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
+    """`training.train` on Transformer Engine's layers, as it runs on a GPU that has FP8: what it gives, the recipes that passes were
+    in (class, format, history and its algorithm; None where a layer was in none), and the number of products in FP8."""
+    import transformer_engine.pytorch.quantization as quantization
+    from transformer_engine.pytorch.module.layernorm_linear import LayerNormLinear
+
+    from dnapretrain.model import kernels, paths
+
+    quantization.get_device_compute_capability = lambda: (9, 0)
+    manager, plain_why, plain_forward, seen = quantization.FP8GlobalStateManager, paths.why_torch, LayerNormLinear.forward, []
+    kernels.why_torch = lambda *_: None
+
+    def forward(self: Any, *arguments: Any, **options: Any) -> Any:
+        recipe = manager.get_fp8_recipe() if manager.is_fp8_enabled() else None
+        history = (getattr(recipe, name, None) for name in ("amax_history_len", "amax_compute_algo"))
+        seen.append((type(recipe).__name__, recipe.fp8_format.name, *history) if recipe else None)
+        return plain_forward(self, *arguments, **options)
+
+    LayerNormLinear.forward, before = forward, Kernels.fp8_products
+    try:
+        return train(env, store, tree, "te", until), seen, Kernels.fp8_products - before
+    finally:
+        LayerNormLinear.forward, kernels.why_torch = plain_forward, plain_why
+
+
 def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
     """Two contexts of Transformer Engine's attention in training, of values that are all 1 and the same on every rank."""
     import torch
@@ -230,7 +329,7 @@ def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
     start_groups(platform, config.parallel, config.train.seed, store)
     model_parallel_cuda_manual_seed(3)
     arguments = {"layer_number": 1, "attn_mask_type": AttnMaskType.padding, "attention_type": "self"}
-    attention = EncoderAttention(to_transformer_config(config.model, config.parallel, "fp32", "none", platform), **arguments)
+    attention = EncoderAttention(to_transformer_config(config.model, config.parallel, config.train, platform), **arguments)
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     ones = torch.ones(8, 2, heads, config.model.head_dim)
     return [attention(ones, ones, ones) for _ in range(2)]

@@ -46,7 +46,8 @@ def kept_bytes(env, store, tree, padded=False):
     if config.data.document_attention:
         documents = torch.arange(shape[1]).expand(shape) // 50
         mask = document_mask(documents, not config.is_masked, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    fused_as_it_is = torch.compiler.set_stance("force_eager")  # what it keeps is the same, and nothing need be compiled
+    with fused_as_it_is, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
     for attention in module.modules():
         bias = getattr(attention, "_bias", None)
@@ -95,6 +96,7 @@ ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": 
         (DECODER, False, {"train.recompute": "full"}),
         (DECODER, False, {"tokenizer.kind": "kmer", "tokenizer.k": 5, "train.micro_batch_size": 1}),
         (DECODER, False, {"tokenizer.kind": "kmer", "tokenizer.k": 3, "train.loss": "nucleotide", "train.micro_batch_size": 1}),
+        (DECODER, False, {"train.bias_activation_fusion": True}),
         (DECODER, False, {"parallel.tp": 2}),
         (DECODER, False, {"parallel.tp": 2, "parallel.sequence_parallel": True}),
         (NT_V1, False, {}),
@@ -157,6 +159,10 @@ def test_micro_batches_in_flight_are_those_of_the_real_schedule(ranks, tiny_conf
     assert ranks.run(pp, outstanding, tree=tree) == expected
 
 
+WIDE = {"model.transformer_impl": "auto"}
+"""Not torch: FP8 is Transformer Engine's."""
+
+
 def test_parts_of_a_rank(tiny_config):
     config = config_from_dict(tiny_config(**{"train.precision": "bf16", "parallel.use_distributed_optimizer": True}))
     memory = rank_memory(config, 10, 0, 4, 0)
@@ -165,6 +171,10 @@ def test_parts_of_a_rank(tiny_config):
     plain = config_from_dict(tiny_config())
     memory = rank_memory(plain, 10, 0, 4, 0)
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    in_fp8 = rank_memory(config_from_dict(tiny_config(**{"train.precision": "bf16", "train.fp8": "hybrid", **WIDE})), 10, 0, 4, 0)
+    in_bf16 = rank_memory(config_from_dict(tiny_config(**{"train.precision": "bf16", **WIDE})), 10, 0, 4, 0)
+    of_layers = 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96)  # qkv, projection, gated feed-forward
+    assert in_fp8.weights - in_bf16.weights == 2 * of_layers
     parts = dataclasses.asdict(memory)
     assert memory.total == sum(value for name, value in parts.items() if name not in ("pp_rank", "parameters"))
 

@@ -15,6 +15,8 @@ import torch
 from ranks import RankPool
 from train.test_layouts import ENCODER, MODELS
 
+from dnapretrain.errors import ConfigError
+
 SHAPES = {
     "NT v1": {**MODELS["learned-position encoder"], "model.norm_epsilon": 1e-12},
     "NT v2": {**MODELS["rotary encoder"], "model.num_query_groups": None, "model.norm_epsilon": 1e-12},
@@ -117,3 +119,47 @@ def test_dropout_of_attention_differs_between_ranks_and_calls(te_ranks, tiny_con
     tree = {**tiny_config(**settings), "parallel": {"tp": 2, "sequence_parallel": sequence_parallel}}
     drawn = [context for rank in te_ranks.run(2, te_on_cpu.dropped, tree=tree) for context in rank]
     assert all(not torch.equal(one, other) for index, one in enumerate(drawn) for other in drawn[:index])
+
+
+FP8 = {"train.precision": "bf16", "train.fp8": "hybrid", "model.ffn_hidden_size": 96, "model.transformer_impl": "auto"}
+
+
+@pytest.mark.parametrize("shape", ["decoder", "NT v2"])
+def test_fp8_trains_as_bf16_within_its_roundings(te_ranks, tiny_config, shape):
+    settings = {**SHAPES[shape], "train.precision": "bf16"}
+    plain = te_ranks.run(1, te_on_cpu.train, tree=tiny_config("plain", **settings), impl="te", until=3)[0]
+    found, recipes, products = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("fp8", **{**settings, **FP8}), until=3)[0]
+    assert set(recipes) == {("Float8CurrentScaling", "HYBRID", None, None)}
+    assert products >= 3 * 4 * 4 * 4  # steps, micro-batches, layers, linear layers: forward alone
+    assert found.losses == pytest.approx(plain.losses, rel=3e-2)
+    assert found.losses != plain.losses
+    assert found.grad_norms == pytest.approx(plain.grad_norms, rel=0.2)
+    assert "E5M2 gradients, tensorwise scaling" in found.log
+
+
+def test_the_first_and_the_last_layer_stay_in_bf16(te_ranks, tiny_config):
+    settings = {**SHAPES["decoder"], **FP8, "train.first_last_layers_bf16": True, "train.num_layers_at_end_in_bf16": 2}
+    _, recipes, products = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("ends", **settings), until=1)[0]
+    per_layer = [recipe is not None for recipe in recipes[:8]]  # two fused norms and linear layers in each of four layers
+    assert per_layer == [False, False, True, True, False, False, False, False]
+    assert products
+
+
+def test_delayed_scaling_has_the_history_of_the_settings(te_ranks, tiny_config):
+    settings = {**SHAPES["decoder"], **FP8, "train.fp8_recipe": "delayed", "train.fp8_amax_history_len": 7}
+    _, recipes, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("delayed", **settings), until=1)[0]
+    assert set(recipes) == {("TEDelayedScaling", "HYBRID", 7, "max")}
+
+
+@pytest.mark.parametrize("impl", ["te", "torch"])
+def test_weight_gradients_added_within_the_product_are_the_same(te_ranks, tiny_config, impl):
+    settings = SHAPES["decoder"]
+    fused = {**settings, "train.gradient_accumulation_fusion": True, "model.transformer_impl": "auto"}
+    plain = te_ranks.run(1, te_on_cpu.train, tree=tiny_config("plain", **settings), impl="te", until=3)[0]
+    if impl == "torch":  # without Apex there is nothing to fuse with
+        with pytest.raises(ConfigError, match="fused_weight_gradient_mlp_cuda"):
+            te_ranks.run(1, te_on_cpu.train, tree=tiny_config("torch", **fused), impl="torch", until=1)
+        return
+    found, _, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("fused", **fused), until=3)[0]
+    assert found.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert found.grad_norms == pytest.approx(plain.grad_norms, rel=1e-4)

@@ -1,0 +1,79 @@
+"""What training's kernels need while a run goes on: user buffers, the capture of CUDA graphs, and the name of what attention took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dnapretrain.config import RunConfig
+from dnapretrain.model.kernels import attention_taken
+from dnapretrain.model.layers import SdpaAttention
+
+
+class StepKernels:
+    """Of one run on this rank. Graphs of Megatron-core (local) are captured by its schedule after the first step; those of Transformer
+    Engine here, before the step that follows train.cuda_graph_warmup_steps of this start."""
+
+    def __init__(self, config: RunConfig, chunks: list[Any], optimizer: Any, data_parallel_size: int) -> None:
+        self.config, self.chunks, self.optimizer = config, chunks, optimizer
+        self.data_parallel_size = data_parallel_size
+        self.steps_begun = 0
+        self._helper: Any = None
+        self._attention_told = False
+        if config.parallel.tp_comm_overlap:
+            from dnapretrain.model.transformer_engine import start_tp_overlap  # needs Transformer Engine
+
+            start_tp_overlap(config)
+
+    def begin_step(self) -> None:
+        """Capture Transformer Engine's graphs when their time has come: before gradients are zeroed, which the capture disturbs."""
+        train = self.config.train
+        if train.cuda_graph_impl == "transformer_engine" and self.steps_begun == train.cuda_graph_warmup_steps:
+            self._capture()
+        self.steps_begun += 1
+
+    def attention(self) -> str | None:
+        """Once, after a pass: the kernels that attention took, as a line for people; None before, after, and where there is no choice."""
+        if self._attention_told:
+            return None
+        self._attention_told = True
+        uses_torch = any(isinstance(module, SdpaAttention) for chunk in self.chunks for module in chunk.modules())
+        return attention_taken(self.config, uses_torch, next(self.chunks[0].parameters()))
+
+    def end(self) -> None:
+        """Give buffers and graphs back: another run of this process begins without them."""
+        if self.config.parallel.tp_comm_overlap:
+            from dnapretrain.model.transformer_engine import stop_tp_overlap
+
+            stop_tp_overlap()
+        if self.config.train.cuda_graph_impl == "local":
+            from megatron.core.transformer.cuda_graphs import delete_cuda_graphs
+
+            delete_cuda_graphs()
+            torch.cuda.set_stream(torch.cuda.default_stream())  # the capture has left the run on a stream of its own
+        if self._helper is not None:
+            from megatron.core import num_microbatches_calculator
+
+            self._helper.delete_cuda_graphs()
+            num_microbatches_calculator.unset_num_microbatches_calculator()
+
+    def _capture(self) -> None:
+        from megatron.core import num_microbatches_calculator
+        from megatron.core.transformer.cuda_graphs import TECudaGraphHelper
+
+        train, data, gathers = self.config.train, self.config.data, self.config.parallel.overlap_param_gather
+        # The helper asks Megatron's global for the number of micro-batches, which nothing else here needs.
+        num_microbatches_calculator.init_num_microbatches_calculator(
+            dist.get_rank(), None, train.global_batch_size, train.micro_batch_size, self.data_parallel_size
+        )
+        self._helper = TECudaGraphHelper(self.chunks, self.chunks[0].config, data.sequence_length, train.micro_batch_size, [self.optimizer])
+        # Hooks that gather parameters must not be captured: they run by hand before each replay.
+        for chunk in self.chunks if gathers else ():
+            chunk.disable_forward_pre_hook(param_sync=False)
+        self._helper.create_cudagraphs()
+        for chunk in self.chunks if gathers else ():
+            chunk.enable_forward_pre_hook()
+        if gathers:
+            self._helper.cuda_graph_set_manual_hooks()
