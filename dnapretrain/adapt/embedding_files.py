@@ -1,6 +1,6 @@
 """Files of embeddings, written chunk by chunk: Parquet, NPZ, HDF5. A file appears whole or not at all.
 
-Parquet  columns name, one per label (text), layer_<i> (list of H float32). With pooling none: tokens (list of text), and layer_<i> is a
+Parquet  columns name, one per label (text; `label_` before what is a column of ours), layer_<i> (list of H float32). With pooling none: tokens (list of text), and layer_<i> is a
          list of T * H float32, token by token. What was embedded and how stands as JSON under the key `dnapretrain` of the schema.
 NPZ      names [N], label_<column> [N], layers [L], embeddings [N, L, H] float32, about (JSON). With pooling none: embeddings
          [all tokens, L, H], tokens [all tokens] and offsets [N + 1], where the tokens of each row begin.
@@ -87,7 +87,9 @@ class ParquetWriter:
         """Add rows."""
         pa = self._pa
         columns: dict[str, Any] = {"name": pa.array(chunk.names, pa.string())}
-        columns |= {label: pa.array(values, pa.string()) for label, values in chunk.labels.items()}
+        for label, values in chunk.labels.items():
+            own = label in ("name", "tokens") or label.startswith("layer_")
+            columns[f"label_{label}" if own else label] = pa.array(values, pa.string())
         if chunk.tokens is not None:
             columns["tokens"] = pa.array(chunk.tokens, pa.list_(pa.string()))
         for number, layer in enumerate(self._layers):

@@ -21,6 +21,7 @@ from dnapretrain.adapt.embed import EmbedSettings, embed_file, embed_sequences, 
 from dnapretrain.adapt.encoding import TokenBatch
 from dnapretrain.adapt.intervals import reverse_complement_text
 from dnapretrain.adapt.pictures import principal_components
+from dnapretrain.adapt.tables import TableOptions
 from dnapretrain.cli import main
 from dnapretrain.errors import ConfigError, DataError
 
@@ -149,6 +150,14 @@ def read(path, shape):
     with h5py.File(path) as file:
         names, labels = (file[name].asstr()[:].tolist() for name in ("names", "labels/label"))
         return names, labels, file["embeddings"][:], json.loads(file.attrs["about"])
+
+
+def test_a_label_called_name_does_not_take_the_place_of_names(backbones, tmp_path):
+    (tmp_path / "t.csv").write_text("id,sequence,name\ns1,ACGT,gene\n")
+    options = TableOptions(name_column="id", label_columns=("name",))
+    embed_file(backbones["aido-dna"], tmp_path / "t.csv", tmp_path / "x.parquet", options=options)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table["name"].to_pylist() == ["s1"] and table["label_name"].to_pylist() == ["gene"]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".h5"])
