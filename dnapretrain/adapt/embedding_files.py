@@ -1,7 +1,8 @@
 """Files of embeddings, written chunk by chunk: Parquet, NPZ, HDF5. A file appears whole or not at all.
 
-Parquet  columns name, one per label (text; `label_` before what is a column of ours), layer_<i> (list of H float32). With pooling none: tokens (list of text), and layer_<i> is a
-         list of T * H float32, token by token. What was embedded and how stands as JSON under the key `dnapretrain` of the schema.
+Parquet  columns name, one per label (text; `label_` before what is a column of ours), layer_<i> (list of H float32). With pooling none:
+         tokens (list of text), and layer_<i> is a list of T * H float32, token by token. What was embedded and how stands as JSON under
+         the key `dnapretrain` of the schema.
 NPZ      names [N], label_<column> [N], layers [L], embeddings [N, L, H] float32, about (JSON). With pooling none: embeddings
          [all tokens, L, H], tokens [all tokens] and offsets [N + 1], where the tokens of each row begin.
 HDF5     the same names as NPZ; labels are in the group `labels`; `about` is an attribute of the file.
