@@ -159,14 +159,16 @@ def _samples(
 ) -> dict[str, Any]:
     """The sample ids of all data-parallel ranks, held against the global batches; those of `dp_ranks` are read from the shards."""
     dp, micro = _layout(config, world_size)["dp"], config.train.micro_batch_size
-    problems, read = [], []
+    problems, read = [], list[dict[str, Any]]()
     for step in range(first_step, last_step + 1):
         batch = Steps(config).samples(step)
         count = config.num_microbatches(dp, len(batch))
         ids = np.stack([[_place(config, rank, dp).micro_batch_ids(batch.start, index) for index in range(count)] for rank in range(dp)])
         if not np.array_equal(np.sort(ids.ravel()), np.arange(batch.start, batch.stop)):
             problems.append(f"step {step}: its data-parallel ranks do not read samples {batch.start} to {batch.stop - 1} once each")
-        for rank in dp_ranks if stream is not None and step == first_step else ():
+        if stream is None or step > first_step:
+            continue
+        for rank in dp_ranks:
             started = time.perf_counter()
             tokens = sum(int(stream.batch(part).tokens.size) for part in ids[rank])
             loci = [str(locus) for locus in stream.locate(int(ids[rank, 0, 0]))[:1]]

@@ -45,7 +45,7 @@ def pipeline_traces(config: RunConfig, num_microbatches: int, seq_length: int) -
 def rank_trace(config: RunConfig, platform: Platform, num_microbatches: int, seq_length: int) -> list[Event]:
     """The trace of the rank that this process stands as (`pretend_rank`)."""
     parallel, train = config.parallel, config.train
-    settings = to_transformer_config(config.model, parallel, train.precision, train.recompute, platform)
+    settings = to_transformer_config(config.model, parallel, train, platform)
     notes = _Notes()
     chunks = [_StandIn(settings, number) for number in range(parallel.virtual_pipeline_model_parallel_size or 1)]
     batches: list[Iterator[None]] = [iter(()) for _ in chunks]

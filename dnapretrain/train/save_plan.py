@@ -113,7 +113,7 @@ def _shares(tensors: list[ShardedTensor], replicas: int) -> dict[int, list[Shard
 def _files(rank: int, share: list[ShardedTensor]) -> list[PlannedFile]:
     """A rank's tensors in its files: the largest first, each into the smaller file, as Megatron-core does it."""
     places = assigned([tensor_bytes(tensor) for tensor in share], FILES_PER_RANK)
-    files = []
+    files: list[PlannedFile] = []
     for number in range(FILES_PER_RANK):
         tensors = [tensor for tensor, place in zip(share, places, strict=True) if place == number]
         if tensors:
