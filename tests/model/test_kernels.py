@@ -120,6 +120,8 @@ def test_without_kernels_leaves_nothing_but_the_model(build):
 
 def test_an_environment_that_says_otherwise_is_refused(build, monkeypatch):
     monkeypatch.setattr(paths, "HAVE_TE", True)
+    for name in ("NVTE_FLASH_ATTN", "NVTE_UNFUSED_ATTN"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
     for backend in ("auto", "fused"):
         with pytest.raises(ConfigError, match="NVTE_FUSED_ATTN=1, but the environment has 0"):
