@@ -40,8 +40,8 @@ def look(env, store, tree):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sums_over_samples_are_those_of_one_rank(ranks, tiny_config, variant):
     alone = ranks.run(1, look, tree=tiny_config("alone", **VARIANTS[variant]))[0]
-    for found in ranks.run(4, look, tree=tiny_config("spread", **VARIANTS[variant], **{"parallel.cp": 2})):
-        losses, counts, samples, again, valid, work, log = found
+    of_ranks = ranks.run(4, look, tree=tiny_config("spread", **VARIANTS[variant], **{"parallel.cp": 2}))
+    for losses, counts, samples, again, valid, work, _ in of_ranks:
         assert losses == pytest.approx(alone[0], abs=1e-5)
         assert counts == alone[1]
         assert samples == pytest.approx(alone[2], abs=1e-4, nan_ok=True) and again == pytest.approx(alone[3], abs=1e-4)
@@ -53,6 +53,7 @@ def test_sums_over_samples_are_those_of_one_rank(ranks, tiny_config, variant):
         for grouping, classes in (expected.regions or {}).items():
             assert {name: pytest.approx(values, abs=1e-4) for name, values in classes.items()} == valid.regions[grouping]
         assert work == pytest.approx(alone[5] / 4)
+    log = of_ranks[0][-1]
     assert "4 rank(s) = tensor 1 x pipeline 1 x context 2 x data 2" in log and "gathered of 2 context-parallel ranks" in log
 
 
