@@ -55,6 +55,7 @@ def check_rules(config: RunConfig) -> None:
             raise ConfigError("parallel.sequence_parallel needs parallel.tensor_model_parallel_size of at least 2. Set it to false.")
         for name, length in _lengths(config):
             _divides(name, length, tp_name, tp, "sequence_parallel shards the sequence: change one of the two.")
+    _check_context_parallel(config)
     if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
         raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true.")
     for name, length in _lengths(config):
@@ -109,6 +110,22 @@ def _check_pipeline(config: RunConfig) -> None:
         f"model.num_layers = {model.num_layers} cannot be spread over {pp} pipeline ranks{chunks} with parallel.{' and '.join(ends)}: "
         "the ranks between must share the rest evenly, at least one layer each. Change one of them."
     )
+
+
+def _check_context_parallel(config: RunConfig) -> None:
+    parallel, cp = config.parallel, config.parallel.context_parallel_size
+    if cp == 1:
+        return
+    name, parts = "2 x parallel.context_parallel_size", 2 * cp
+    if parallel.sequence_parallel:
+        name, parts = f"{name} x tensor_model_parallel_size (sequence_parallel)", parts * parallel.tensor_model_parallel_size
+    for length_name, length in _lengths(config):
+        _divides(length_name, length, name, parts, "Each rank takes two equal parts of every sample: change one of the two.")
+    if config.torch_only and not config.data.document_attention and config.model.transformer_impl == "transformer_engine":
+        raise ConfigError(
+            f"{config.torch_only}: parallel.context_parallel_size = {cp}, and model.transformer_impl=transformer_engine. "
+            "Set model.transformer_impl=torch (or auto, which is torch then)."
+        )
 
 
 def _check_rope_scaling(config: RunConfig) -> None:
@@ -360,9 +377,11 @@ def check_world(config: RunConfig, world_size: int) -> int:
     parallel, train = config.parallel, config.train
     model_parallel = parallel.model_parallel_size
     if world_size % model_parallel:
+        cp = parallel.context_parallel_size
         raise ConfigError(
             f"{world_size} rank(s) cannot hold tensor parallel {parallel.tensor_model_parallel_size} x pipeline parallel "
-            f"{parallel.pipeline_model_parallel_size} = {model_parallel} ranks per model copy. Start a multiple of {model_parallel} ranks."
+            f"{parallel.pipeline_model_parallel_size}{f' x context parallel {cp}' if cp > 1 else ''} = {model_parallel} ranks per model "
+            f"copy. Start a multiple of {model_parallel} ranks."
         )
     data_parallel = world_size // model_parallel
     per_pass = train.micro_batch_size * data_parallel

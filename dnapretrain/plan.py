@@ -49,6 +49,7 @@ class Layout:
     vpp: int | None
     layers: tuple[int, ...]
     """On each pipeline rank."""
+    cp: int
     dp: int
     micro_batch_size: int
     num_microbatches: int
@@ -87,6 +88,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
         "gpu": {**asdict(gpu), "count": num_gpus, "per_node": GPUS_PER_NODE},
         "model": {**config.model.model_dump(), "head_dim": config.model.head_dim, "query_groups": config.model.query_groups},
         "sequence_length": max(stage["sequence_length"] for stage in _stages_of_run(config)),
+        "context_parallel_size": config.parallel.context_parallel_size,
         "precision": config.train.precision,
         "vocab_size": vocab_size,
         "padded_vocab_size": padded_vocab_size(vocab_size),
@@ -103,7 +105,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> dict[st
 
 
 def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu) -> tuple[list[Layout], dict[str, int]]:
-    """All layouts that the rules accept (vpp none), and how many combinations of tp, pp and micro-batch each rule refused.
+    """All layouts that the rules accept (vpp none, cp as set), and how many combinations of tp, pp and micro-batch each rule refused.
 
     Sequence parallelism wherever it can be, the distributed optimizer wherever there are data-parallel ranks.
     """
@@ -154,7 +156,9 @@ def _with_layout(config: RunConfig, num_gpus: int, tp: int, pp: int, micro_batch
     tree["train"]["micro_batch_size"] = micro_batch_size
     layers = config.model.num_layers
     first, last = pipeline_ends(layers, pp) or (None, None)
-    sequence_parallel = tp > 1 and not any(length % tp for length in (config.data.sequence_length, *config.data.training_lengths))
+    cp = config.parallel.context_parallel_size
+    parts = tp * (2 * cp if cp > 1 else 1)
+    sequence_parallel = tp > 1 and not any(length % parts for length in (config.data.sequence_length, *config.data.training_lengths))
     tree["parallel"].update(
         num_layers_in_first_pipeline_stage=first,
         num_layers_in_last_pipeline_stage=last,
@@ -182,6 +186,7 @@ def _layout(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu) ->
         pp=pp,
         vpp=vpp,
         layers=tuple(layers_on_rank(config, rank) for rank in range(pp)),
+        cp=parallel.context_parallel_size,
         dp=dp,
         micro_batch_size=config.train.micro_batch_size,
         num_microbatches=num_microbatches,
@@ -305,7 +310,8 @@ def format_check(rows: list[dict[str, int]]) -> str:
 def _layout_table(plan: dict[str, Any]) -> list[str]:
     best, own = plan["best_layouts"], plan["own_layout"]
     fitting, num_legal = sum(layout["fits"] for layout in plan["legal_layouts"]), len(plan["legal_layouts"])
-    lines = [f"{num_legal:,} legal layouts (tp x pp x micro-batch x recompute), {fitting:,} fit; GiB of the busiest rank:"]
+    context = f", context parallel {plan['context_parallel_size']} as set" if plan["context_parallel_size"] > 1 else ""
+    lines = [f"{num_legal:,} legal layouts (tp x pp x micro-batch x recompute), {fitting:,} fit{context}; GiB of the busiest rank:"]
     lines.append(
         f"{'tp':>6} {'pp':>3} {'dp':>5} {'mbs':>4} {'micro-batches':>14}  {'recompute':<9} {'bubble':>6} | {'weights':>8} {'grads':>6} "
         f"{'main+moments':>13} {'activations':>12} {'working':>8} {'allowance':>10} {'total':>6} | fits"
@@ -319,7 +325,10 @@ def _layout_table(plan: dict[str, Any]) -> list[str]:
     if len(best) > SHOWN_LAYOUTS:
         lines.append(f"    and {len(best) - SHOWN_LAYOUTS} more tp x pp that fit (--json has all)")
     if not best:
-        lines.append("    no legal layout fits: use more GPUs, GPUs with more memory, or a shorter data.sequence_length")
+        lines.append(
+            "    no legal layout fits: use more GPUs, GPUs with more memory, a larger parallel.context_parallel_size, or a shorter "
+            "data.sequence_length"
+        )
     if plan["refused"]:
         lines += ["", f"{sum(plan['refused'].values()):,} combinations of tp, pp and micro-batch are not legal:"]
         lines += [f"{count:>6,}  {rule}" for rule, count in plan["refused"].items()]

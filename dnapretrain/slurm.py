@@ -25,6 +25,8 @@ from dnapretrain.plan import make_plan
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 LAYOUT_SETTINGS = ("parallel.", "train.micro_batch_size", "train.recompute")
 """An override of one of these asks for the layout of the file instead of the plan's."""
+CONTEXT_PARALLEL = ("parallel.cp=", "parallel.context_parallel_size=")
+"""But for these: the plan takes context parallelism as set."""
 ASSUMED_MFU = 0.4
 MEMORY_PER_CPU = "4G"
 """Of a preprocessing task."""
@@ -41,7 +43,7 @@ def pretrain_script(source: str, overrides: Sequence[str], job: SlurmJob, file: 
     job.check()
     config = load_config(source, overrides)
     plan = make_plan(config, job.nodes * job.gpus_per_node, gpu_by_kind(job.gpu), ASSUMED_MFU)
-    own = any(override.startswith(LAYOUT_SETTINGS) for override in overrides)
+    own = any(override.startswith(LAYOUT_SETTINGS) and not override.startswith(CONTEXT_PARALLEL) for override in overrides)
     layout = _own_layout(plan) if own else _best_layout(plan)
     if config.train.slurm_margin >= job.margin:
         raise ConfigError(
@@ -123,9 +125,10 @@ def _own_layout(plan: dict[str, Any]) -> dict[str, Any]:
 def _head(name: str, plan: dict[str, Any], layout: dict[str, Any], job: SlurmJob, command: str) -> str:
     days = plan["compute"]["days"]
     time = "" if days is None else f" About {days:,.3g} days if MFU is {ASSUMED_MFU:.0%} (assumed)."
+    context = f" x context {layout['cp']}" if layout["cp"] > 1 else ""
     text = (
-        f"{name} on {job.nodes} node(s) of {job.gpus_per_node} x {job.gpu}: tensor {layout['tp']} x pipeline {layout['pp']} x data "
-        f"{layout['dp']}, micro-batches of {layout['micro_batch_size']}, {layout['num_microbatches']} per step, recompute "
+        f"{name} on {job.nodes} node(s) of {job.gpus_per_node} x {job.gpu}: tensor {layout['tp']} x pipeline {layout['pp']}{context} "
+        f"x data {layout['dp']}, micro-batches of {layout['micro_batch_size']}, {layout['num_microbatches']} per step, recompute "
         f"{layout['recompute']}; {layout['total_bytes'] / 2**30:.0f} GiB of {plan['gpu']['memory_bytes'] / 2**30:.0f} by formula, not "
         f"measured.{time}"
     )

@@ -49,6 +49,10 @@ LAYOUTS = {
     "PP2": Layout(2, {"pp": 2}),
     "PP4": Layout(4, {"pp": 4}),
     "PP2-interleaved": Layout(2, {"pp": 2, "vpp": 2}),
+    "CP2": Layout(2, {"cp": 2}),
+    "CP4": Layout(4, {"cp": 4}),
+    "CP2xTP2+SP": Layout(4, {**_TP2_SP, "cp": 2}),
+    "CP2xPP2": Layout(4, {"cp": 2, "pp": 2}),
     "DP2": Layout(2),
     "DP2+distopt": Layout(2, {"use_distributed_optimizer": True}),
     "TP2xPP2": Layout(4, {"tp": 2, "pp": 2}),
@@ -57,7 +61,7 @@ LAYOUTS = {
     "recompute-full": Layout(1, recompute="full"),
     "TP2+SP+recompute-full": Layout(2, _TP2_SP, recompute="full"),
 }
-"""SP: sequence parallel; distopt: distributed optimizer; interleaved: two model chunks per pipeline rank.
+"""CP: context parallel; SP: sequence parallel; distopt: distributed optimizer; interleaved: two model chunks per pipeline rank.
 A pipeline that does not divide the layers has fewer at its ends."""
 ONE_RANK = Layout(1)
 

@@ -269,6 +269,23 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"parallel__sequence_parallel": True, "parallel__tp": 2, "data__sequence_length": 63},
         "data.sequence_length = 63 is not divisible by parallel.tensor_model_parallel_size = 2. sequence_parallel shards the sequence",
     ),
+    (
+        {"parallel__cp": 2, "data__sequence_length": 66},
+        "data.sequence_length = 66 is not divisible by 2 x parallel.context_parallel_size = 4. Each rank takes two equal parts of every",
+    ),
+    (
+        {"parallel__cp": 2, "parallel__tp": 4, "parallel__sequence_parallel": True, "data__sequence_length": 56},
+        "data.sequence_length = 56 is not divisible by 2 x parallel.context_parallel_size x tensor_model_parallel_size (sequence_parallel) "
+        "= 16.",
+    ),
+    (
+        {"parallel__cp": 2, "data__stages": [{"until_step": 5, "sequence_length": 30}, {}]},
+        "sequence_length of stage 1 of data.stages = 30 is not divisible by 2 x parallel.context_parallel_size = 4.",
+    ),
+    (
+        {"parallel__cp": 2, "model__transformer_impl": "transformer_engine", "train__precision": "fp32"},
+        "Transformer Engine has no fp32 kernels with context parallelism: parallel.context_parallel_size = 2, and model.transformer_impl=",
+    ),
     ({"parallel__overlap_param_gather": True}, "parallel.overlap_param_gather needs parallel.use_distributed_optimizer=true."),
     ({"model__max_position_embeddings": 32}, "data.sequence_length = 64 exceeds model.max_position_embeddings = 32."),
     ({"train__micro_batch_size": 3}, "train.global_batch_size = 8 is not divisible by train.micro_batch_size = 3. Change one of the two."),
@@ -375,6 +392,25 @@ def test_the_world_must_hold_whole_copies_of_the_model() -> None:
     says = r"6 rank\(s\) cannot hold tensor parallel 2 x pipeline parallel 2 = 4 ranks per model copy\. Start a multiple of 4 ranks\."
     with pytest.raises(ConfigError, match=says):
         check_world(config, 6)
+
+
+def test_ranks_that_share_a_sample_are_no_copies() -> None:
+    config = build(parallel={"tp": 2, "cp": 2})
+    assert [check_world(config, ranks) for ranks in (4, 8, 16)] == [1, 2, 4]
+    says = r"6 rank\(s\) cannot hold tensor parallel 2 x pipeline parallel 1 x context parallel 2 = 4 ranks per model copy\."
+    with pytest.raises(ConfigError, match=says):
+        check_world(config, 6)
+
+
+def test_transformer_engine_is_left_where_its_context_parallelism_ends() -> None:
+    bf16 = {"train__precision": "bf16", "parallel": {"cp": 2}}
+    encoder = {"model__kind": "encoder", "data__masking": {"mlm_probability": 0.15}}
+    assert build(**bf16).torch_only == build(**bf16, **encoder).torch_only == build(**encoder, train__precision="fp32").torch_only == ""
+    assert "fp32" in build(**{**bf16, "train__precision": "fp32"}).torch_only
+    alibi = {**encoder, "model__position_embedding_type": "alibi"}
+    assert "ALiBi" in build(**bf16, **alibi).torch_only
+    with pytest.raises(ConfigError, match=r"no ALiBi .*Set model\.transformer_impl=torch"):
+        build(**bf16, **alibi, model__transformer_impl="transformer_engine")
 
 
 def test_the_global_batch_must_divide_over_the_world() -> None:

@@ -217,6 +217,21 @@ def test_the_check_plays_every_stage_and_tensor_parallel_rank(ranks, tiny_config
         check_counts(config_from_dict(tree), 4)
 
 
+def test_context_parallelism_is_planned_as_set(ranks, tiny_config):
+    long = {"sequence_length": 2**20}
+    plans = {cp: make_plan(generator(data=long, parallel={"cp": cp}), 64, gpu_by_kind("h100"), 0.4) for cp in (1, 4, 16)}
+    assert not plans[1]["best_layouts"] and plans[16]["best_layouts"]
+    for cp, plan in plans.items():
+        assert all(layout["cp"] == cp and layout["tp"] * layout["pp"] * cp * layout["dp"] == 64 for layout in plan["legal_layouts"])
+    assert "context parallel 16 as set" in format_plan(plans[16]) and "context parallel" not in format_plan(plans[1]).partition("memory")[0]
+    assert "a larger parallel.context_parallel_size" in format_plan(plans[1])
+    one, four = (plans[cp]["own_layout"]["memory"] for cp in (1, 4))
+    assert four["activations"] < 0.3 * one["activations"] and four["weights"] == one["weights"]
+    tree = tiny_config(**{"parallel.tp": 2, "parallel.pp": 2, "parallel.cp": 2})
+    (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=16)
+    assert [row["rank"] for row in rows] == [0, 1, 8, 9] and all(row["formula"] == row["model"] for row in rows)
+
+
 def test_a_check_that_fails_is_the_exit_code(recipe, capsys, monkeypatch):
     row = {"rank": 0, "pp_rank": 0, "tp_rank": 0, "formula": 10}
     for counted, code in ((10, 0), (11, 1)):

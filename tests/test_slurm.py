@@ -61,6 +61,8 @@ def test_the_layout_is_legal_and_the_settings_win():
     check_world(load_config(source, overrides), 32)
     own = pretrain_script("generator-3b", ["parallel.tp=4", "train.micro_batch_size=1"], SlurmJob(nodes=4))
     assert "generator-3b parallel.tp=4 train.micro_batch_size=1 " in own and "tensor 4 x" in own
+    context = pretrain_script("generator-3b", ["parallel.cp=8"], SlurmJob(nodes=4))
+    assert "generator-3b parallel.cp=8 parallel.tp=" in context and " x context 8 x data" in context.replace("\n#", "")
 
 
 @pytest.mark.parametrize(

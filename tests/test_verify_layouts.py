@@ -117,6 +117,7 @@ def test_all_layouts_with_their_settings(tiny_config, tmp_path, runs_without_tra
         assert parallel.tensor_model_parallel_size == (4 if "TP4" in name else 2 if "TP2" in name else 1)
         assert parallel.pipeline_model_parallel_size == (4 if "PP4" in name else 2 if "PP2" in name else 1)
         assert parallel.virtual_pipeline_model_parallel_size == (2 if "interleaved" in name else None)
+        assert parallel.context_parallel_size == (4 if "CP4" in name else 2 if "CP2" in name else 1)
         assert parallel.sequence_parallel == ("SP" in name.split("+"))
         assert parallel.use_distributed_optimizer == ("distopt" in name)
         assert ranks == parallel.model_parallel_size * (2 if "DP2" in name else 1)

@@ -81,7 +81,8 @@ def recipe_section(config: RunConfig, record: RunRecord, state: dict[str, Any]) 
         "steps": f"{state['step']:,} of {train.train_steps:,} planned",
         "precision": train.precision,
         "layout": f"{state.get('world_size', 'not recorded')} rank(s): tensor {parallel.tensor_model_parallel_size} x pipeline "
-        f"{parallel.pipeline_model_parallel_size} x data {_data_parallel(config, state)}",
+        f"{parallel.pipeline_model_parallel_size}{f' x context {cp}' if (cp := parallel.context_parallel_size) > 1 else ''} x data "
+        f"{_data_parallel(config, state)}",
         "hardware, software": "; ".join([*([paths["device"]] if "device" in paths else []), *software]) or "not recorded",
         "seeds": f"data {data.seed}, model {train.seed}",
     }

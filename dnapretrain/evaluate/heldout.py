@@ -81,7 +81,7 @@ def held_out_loss(
         # schedule needs a multiple of the pipeline size.
         first_sample = first_round * per_round
         reports = get_forward_backward_func()(
-            forward_step_func=partial(_counting_step, bases_V, stream.regions, loss, place.bidirectional),
+            forward_step_func=partial(_counting_step, bases_V, stream.regions, loss),
             data_iterator=held_out_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, num_samples),
             model=chunks,
             num_microbatches=MICROBATCHES_PER_PASS,
@@ -124,7 +124,7 @@ def count_bases(bases_V: torch.Tensor, labels_BS: torch.Tensor, loss_mask_BS: to
 
 
 def _counting_step(
-    bases_V: torch.Tensor, regions: Any, loss: str, masked: bool, batches: Iterator[DeviceBatch | None], model: Any
+    bases_V: torch.Tensor, regions: Any, loss: str, batches: Iterator[DeviceBatch | None], model: Any
 ) -> tuple[torch.Tensor, LossFunction]:
     """`forward_step`, which on the last stage also counts the bases of the targets, and what each class of bases has."""
     batch = next(batches)
@@ -132,11 +132,14 @@ def _counting_step(
     if batch is None:
         return output, loss_function
     bases = count_bases(bases_V, batch.labels_BS, batch.loss_mask_BS)
-    ids, first_B = batch.sample_ids, None if masked else batch.tokens_BS[:, 0]
+    assert batch.whole is not None, "held-out batches have it"
+    whole = batch.whole
 
     def with_bases(output: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         loss_sum, num_targets, report = loss_function(output)
-        by_region = region_sums(regions, ids, first_B, batch.labels_BS, output[0], batch.loss_mask_BS, loss)
+        by_region = region_sums(
+            regions, whole.sample_ids, whole.first_tokens_B, whole.labels_BK, output[0], batch.loss_mask_BS, loss, whole.places_S
+        )
         return loss_sum, num_targets, torch.cat([report, bases, by_region])
 
     return output, with_bases

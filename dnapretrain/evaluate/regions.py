@@ -27,23 +27,25 @@ def num_region_sums(regions: RegionClasses | None) -> int:
 
 def region_sums(
     regions: RegionClasses | None,
-    sample_ids: np.ndarray | None,
+    sample_ids: np.ndarray,
     first_tokens_B: torch.Tensor | None,
-    labels_BS: torch.Tensor,
+    labels_BK: torch.Tensor,
     losses_BS: torch.Tensor,
     loss_mask_BS: torch.Tensor,
     loss: str,
+    places_S: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Of each class: nats of the loss by weight, bases by weight, bases of targets; float64 [SUMS x classes], nothing without `regions`.
 
     `first_tokens_B`: of the causal objective, the token that is read before the labels; None: masked objective. `loss` is train.loss.
+    Labels are those of whole samples, losses and their weights those of the tokens `places_S` (default: all).
     """
     if regions is None:
-        return torch.zeros(0, dtype=torch.float64, device=labels_BS.device)
-    assert sample_ids is not None, "held-out batches have them"
-    tokens_BS = labels_BS if first_tokens_B is None else torch.cat([first_tokens_B[:, None], labels_BS], dim=1)
-    counted = regions.counts(sample_ids, tokens_BS.cpu().numpy())[:, tokens_BS.shape[1] - labels_BS.shape[1] :]
-    counts_BSC = torch.from_numpy(np.ascontiguousarray(counted)).to(labels_BS.device).double()
+        return torch.zeros(0, dtype=torch.float64, device=losses_BS.device)
+    tokens_BK = labels_BK if first_tokens_B is None else torch.cat([first_tokens_B[:, None], labels_BK], dim=1)
+    counted = regions.counts(sample_ids, tokens_BK.cpu().numpy())[:, tokens_BK.shape[1] - labels_BK.shape[1] :]
+    counted = counted if places_S is None else counted[:, places_S]
+    counts_BSC = torch.from_numpy(np.ascontiguousarray(counted)).to(losses_BS.device).double()
     bases_BS = counts_BSC.sum(dim=-1) / len(regions.groupings)  # of the token: each grouping has all of them
     weights_BS = loss_mask_BS.double()
     of_base_BS = losses_BS.double() / (1 if loss == "nucleotide" else bases_BS.clamp(min=1))

@@ -2,13 +2,14 @@
 
 Step input: samples `consumed_samples ...`; micro-batch m of data-parallel rank r holds the samples
 `consumed + (m * ranks + r) * micro_batch_size ...`. Every rank of one model copy reads them from the
-shards itself (a pure function of the ids), so nothing is broadcast.
+shards itself (a pure function of the ids), so nothing is broadcast. Context-parallel ranks read whole samples too, and then
+take their parts (`own_part`): what looks at a whole sample is done before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,23 +17,39 @@ import torch
 
 from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import Batch, SampleStream
+from dnapretrain.model.context_parallel import own_part
 
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """One micro-batch on the device: tokens, labels and positions int64 [B, S], loss mask float32 [B, S]."""
+    """One micro-batch on the device: tokens, labels and positions int64 [B, S], loss mask float32 [B, S].
+
+    S is this rank's part of the sequence under context parallelism, but for keys (K), which are those of whole samples."""
 
     tokens_BS: torch.Tensor
     labels_BS: torch.Tensor
     loss_mask_BS: torch.Tensor
     positions_BS: torch.Tensor
     attention_mask: torch.Tensor | None
-    """bool [B, 1, 1, S], True at padding; None where no token is padding, or attention is causal. With data.document_attention
-    what attention adds to its scores, [B, 1, S, S] (`document_mask`); None where no sample has tokens of two documents."""
+    """bool [B, 1, 1, K], True at padding; None where no token is padding, or attention is causal. With data.document_attention
+    what attention adds to its scores, [B, 1, S, K] (`document_mask`); None where no sample has tokens of two documents."""
     num_tokens: int
     """Labels that are not padding."""
-    sample_ids: np.ndarray | None = None
-    """int64 [B]; of held-out batches only."""
+    whole: WholeSamples | None = None
+    """Of held-out batches only."""
+
+
+@dataclass(frozen=True)
+class WholeSamples:
+    """What a batch was made of, before context-parallel ranks took their parts; on the CPU."""
+
+    sample_ids: np.ndarray
+    """int64 [B]."""
+    first_tokens_B: torch.Tensor | None
+    """Of the causal objective, the token that is read before the labels; None: masked objective."""
+    labels_BK: torch.Tensor
+    places_S: np.ndarray
+    """int64: which of the labels are this rank's."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +67,33 @@ class BatchPlace:
     """Whether attention must be told what is padding: causal attention meets none before what it predicts."""
     dtype: torch.dtype = torch.float32
     """What attention computes in, which its mask of documents must have."""
+    context_parallel_rank: int = 0
+    context_parallel_size: int = 1
 
     def micro_batch_ids(self, first_sample: int, index: int) -> np.ndarray:
         """Sample ids, int64 [B], of this rank's micro-batch `index` of the global batch that starts at `first_sample`."""
         start = first_sample + (index * self.data_parallel_size + self.data_parallel_rank) * self.micro_batch_size
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
+
+    def own_part(self, of_samples: torch.Tensor) -> torch.Tensor:
+        """What this rank holds of values [B, S] of whole samples."""
+        return own_part(of_samples, self.context_parallel_rank, self.context_parallel_size)
+
+    def take(self, batch: Batch) -> DeviceBatch:
+        """This rank's part of a micro-batch, on its device."""
+        return to_device(batch, self.device, self.pad_id, self.bidirectional, self.dtype, self.own_part)
+
+    def whole(self, sample_ids: np.ndarray, batch: Batch) -> WholeSamples:
+        """What `take` takes a part of."""
+        first_tokens_B = None if self.bidirectional else torch.from_numpy(batch.tokens[:, 0])
+        labels_BK = torch.from_numpy(batch.labels)
+        places_S = self.own_part(torch.arange(labels_BK.shape[1])[None])[0].numpy()
+        return WholeSamples(sample_ids, first_tokens_B, labels_BK, places_S)
+
+
+def all_of(of_samples: torch.Tensor) -> torch.Tensor:
+    """`own_part` without context parallelism."""
+    return of_samples
 
 
 def step_batches(stream: TrainStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
@@ -62,13 +101,7 @@ def step_batches(stream: TrainStream, place: BatchPlace, first_sample: int, num_
 
     def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
         for index in range(num_microbatches):
-            yield (
-                to_device(
-                    stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id, place.bidirectional, place.dtype
-                )
-                if reads
-                else None
-            )
+            yield place.take(stream.batch(place.micro_batch_ids(first_sample, index))) if reads else None
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
@@ -90,7 +123,7 @@ def held_out_batches(
                 ids = np.where(beyond, 0, places * stream.num_samples // num_samples)
                 batch = stream.batch(ids)
                 batch.loss_mask[beyond] = 0.0
-                yield replace(to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype), sample_ids=ids)
+                yield replace(place.take(batch), whole=place.whole(ids, batch))
             else:
                 yield None
 
@@ -98,18 +131,24 @@ def held_out_batches(
 
 
 def to_device(
-    batch: Batch, device: torch.device, pad_id: int, bidirectional: bool = False, dtype: torch.dtype = torch.float32
+    batch: Batch,
+    device: torch.device,
+    pad_id: int,
+    bidirectional: bool = False,
+    dtype: torch.dtype = torch.float32,
+    own_part: Callable[[torch.Tensor], torch.Tensor] = all_of,
 ) -> DeviceBatch:
-    """`batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
-    tokens, labels, loss_mask = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.labels, batch.loss_mask))
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    """`own_part` of `batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
+    tokens, labels, loss_mask = (own_part(torch.from_numpy(array)) for array in (batch.tokens, batch.labels, batch.loss_mask))
+    num_tokens = int((labels != pad_id).sum())
+    positions = torch.arange(batch.tokens.shape[1], device=device).expand(batch.tokens.shape)
     mask = padding_mask(batch.tokens, pad_id, device) if bidirectional else None
     if batch.documents is not None:
         documents = torch.from_numpy(batch.documents).to(device)
-        positions = document_positions(documents)
         several = bool((batch.documents != batch.documents[:, :1]).any())
-        mask = document_mask(documents, not bidirectional, dtype) if several else None
-    return DeviceBatch(tokens, labels, loss_mask, positions, mask, int((batch.labels != pad_id).sum()))
+        mask = document_mask(documents, not bidirectional, dtype, own_part) if several else None
+        positions = document_positions(documents)
+    return DeviceBatch(tokens.to(device), labels.to(device), loss_mask.to(device), own_part(positions), mask, num_tokens)
 
 
 def document_positions(documents_BS: torch.Tensor) -> torch.Tensor:
@@ -120,17 +159,23 @@ def document_positions(documents_BS: torch.Tensor) -> torch.Tensor:
     return places_S - (places_S * begins_BS).cummax(dim=1).values
 
 
-def document_mask(documents_BS: torch.Tensor, is_causal: bool, dtype: torch.dtype) -> torch.Tensor:
-    """[B, 1, S, S] to be added to attention's scores: 0 where a query may see a key, else minus infinity.
+def document_mask(
+    documents_BK: torch.Tensor,
+    is_causal: bool,
+    dtype: torch.dtype,
+    own_part: Callable[[torch.Tensor], torch.Tensor] = all_of,
+) -> torch.Tensor:
+    """[B, 1, S, K] to be added to attention's scores: 0 where a query may see a key, else minus infinity; S rows of `own_part`.
 
     Added rather than boolean: kernels would make such a tensor of a boolean mask in every layer, and keep each of them.
     Padding is a document of its own, so that every query sees a key, itself.
     """
-    seen_BSS = documents_BS[:, :, None] == documents_BS[:, None, :]
+    seen_BSK = own_part(documents_BK)[:, :, None] == documents_BK[:, None, :]
     if is_causal:
-        seen_BSS.tril_()
-    mask_BSS = torch.zeros(seen_BSS.shape, dtype=dtype, device=seen_BSS.device).masked_fill_(seen_BSS.logical_not_(), -math.inf)
-    return mask_BSS[:, None]
+        places_1K = torch.arange(documents_BK.shape[1], device=documents_BK.device)[None]
+        seen_BSK &= own_part(places_1K)[:, :, None] >= places_1K[:, None, :]
+    mask_BSK = torch.zeros(seen_BSK.shape, dtype=dtype, device=seen_BSK.device).masked_fill_(seen_BSK.logical_not_(), -math.inf)
+    return mask_BSK[:, None]
 
 
 def padding_mask(tokens: np.ndarray, pad_id: int, device: torch.device) -> torch.Tensor | None:

@@ -58,6 +58,8 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, train: T
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
+        context_parallel_size=parallel.context_parallel_size,
+        cp_comm_type="p2p",  # of Transformer Engine alone: its ring, which takes any number of heads
         sequence_parallel=parallel.sequence_parallel,
         use_cpu_initialization=not platform.is_cuda,
         recompute_granularity=None if recompute == "none" else recompute,
@@ -116,7 +118,7 @@ def _build_chunk(
     last: bool,
     vp_stage: int | None,
 ) -> Chunk:
-    use_te = use_transformer_engine(config.model, platform, config.data.document_attention)
+    use_te = use_transformer_engine(config.model, platform, config.torch_only)
     if config.model.kind == "encoder":
         return Encoder(
             transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage, token_loss(config, tokenizer), use_te

@@ -46,6 +46,7 @@ from dnapretrain.model.layers import (
     with_bias,
     with_input_dropout,
 )
+from dnapretrain.parallel.groups import sum_over_context_parallel
 
 NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
 
@@ -123,7 +124,9 @@ class Encoder(LanguageModule):
         """Hidden states [S, B, H] of a stage that is not the last; else what `TokenLoss` gives for `labels`
         [B, S], or, without labels, this rank's logits [B, S, V/TP]. `attention_mask`: see `DeviceBatch`."""
         hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
-        rotary = None if self.rotary_pos_emb is None else self.rotary_pos_emb(positions_BS.shape[1])
+        rotary = None
+        if self.rotary_pos_emb is not None:  # of whole samples: it takes this rank's part of them itself
+            rotary = self.rotary_pos_emb(positions_BS.shape[1] * self.config.context_parallel_size)
         hidden_SBH = self.encoder(hidden_SBH, attention_mask, rotary_pos_emb=rotary)
         if not self.post_process:
             return hidden_SBH
@@ -187,8 +190,9 @@ class EncoderEmbedding(MegatronModule):
     def _rescale(self, words_BSH: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
         """ESM's token dropout: words that are masked read 0, the others make up for them."""
         masked_BS = tokens_BS == self.mask_id
-        lengths_B = (tokens_BS != self.pad_id).sum(dim=1)
-        share_B = masked_BS.sum(dim=1) / lengths_B.clamp(min=1)
+        counts_2B = torch.stack([masked_BS.sum(dim=1), (tokens_BS != self.pad_id).sum(dim=1)])
+        num_masked_B, lengths_B = sum_over_context_parallel(counts_2B)  # of whole samples
+        share_B = num_masked_B / lengths_B.clamp(min=1)
         scale_B = (1 - self.token_dropout) / (1 - share_B).clamp(min=1e-6)  # all masked: everything is 0 anyway
         words_BSH = words_BSH.masked_fill(masked_BS[..., None], 0.0)
         return words_BSH * scale_B[:, None, None].to(words_BSH.dtype)

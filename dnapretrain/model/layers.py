@@ -19,6 +19,9 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.attention.bias import causal_lower_right
+
+from dnapretrain.model.context_parallel import attend_over_ranks, own_part
 
 NORM_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -76,26 +79,35 @@ class SdpaAttention(torch.nn.Module):
         **_: Any,
     ) -> torch.Tensor:
         """Context of shape [S, B, N*D]; `attention_mask` is None, bool [B, 1, 1, S], True where a key is padding, or what is
-        added to the scores, [B, 1, S, S], causality included."""
+        added to the scores, [B, 1, S, S], causality included. With context parallelism S is this rank's part of the sequence, but for
+        keys in `attention_mask`: there it is the whole."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
         mask = self.mask(query, attention_mask)
-        if mask is attention_mask is not None and key.shape[1] != query.shape[1]:
-            # What is added to the scores goes to CUDA's memory-efficient kernel, which has no grouped queries.
-            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+        # What is added to the scores goes to CUDA's memory-efficient kernel, which has no grouped queries.
+        repeats = query.shape[1] // key.shape[1] if mask is attention_mask is not None else 1
+        if self.config.context_parallel_size > 1:
+            group = parallel_state.get_context_parallel_group()
+            context_BNSD = attend_over_ranks(self.attend, query, key, value, mask, self.is_causal, group, repeats)
+        else:
+            if repeats > 1:
+                key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+            context_BNSD = self.attend(query, key, value, mask)
+        sequence, batch = query_SBND.shape[:2]
+        return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[B, N, queries, D] of queries [B, N, queries, D] over keys and values [B, N or G, keys, D]. Causal attention without a mask
+        takes the last query for that of the last key."""
+        queries, keys = query.shape[2], key.shape[2]
+        is_causal = self.is_causal and mask is None
+        if is_causal and queries != keys:
+            mask, is_causal = causal_lower_right(queries, keys), False
         dropout = self.config.attention_dropout if self.training else 0.0
         # Heads differ from rank to rank, so their dropout must too.
         with get_cuda_rng_tracker().fork() if dropout else nullcontext():
-            context_BNSD = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=self.is_causal and mask is None,
-                enable_gqa=key.shape[1] != query.shape[1],
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=key.shape[1] != query.shape[1]
             )
-        sequence, batch = query_SBND.shape[:2]
-        return context_BNSD.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """What the kernel is given: True where a query may see a key, or what is added to the scores."""
@@ -115,12 +127,15 @@ class AlibiAttention(SdpaAttention):
         self._bias: torch.Tensor | None = None
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with what is not to be seen at minus infinity."""
-        sequence = query_BNSD.shape[2]
+        """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with what is not to be seen at minus infinity: rows of this rank's
+        queries, columns of the whole sequence."""
+        size = self.config.context_parallel_size
+        sequence = query_BNSD.shape[2] * size
         known = self._bias
         if known is None or known.shape[-1] != sequence or known.dtype != query_BNSD.dtype or known.device != query_BNSD.device:
             positions = torch.arange(sequence, device=query_BNSD.device)
-            distances_SS = (positions[:, None] - positions).abs()
+            own_positions = own_part(positions, parallel_state.get_context_parallel_rank(), size, dim=0)
+            distances_SS = (own_positions[:, None] - positions).abs()
             slopes_N = tensor_parallel_slice(alibi_slopes(self.config.num_attention_heads)).to(query_BNSD.device)
             known = (-slopes_N[:, None, None] * distances_SS)[None].to(query_BNSD.dtype)
             self._bias = known

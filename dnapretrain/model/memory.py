@@ -15,17 +15,19 @@ from dnapretrain.model.counts import attention_widths, layer_weights, layers_on_
 MEMORY_FORMULA = {
     "weights": "per parameter 2 bytes in bf16, 4 in fp32; with train.fp8 2 more per layer weight: its FP8 copy, and that transposed",
     "gradients": "per parameter 4 bytes: summed in fp32",
-    "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights; divided by dp with the distributed optimizer",
-    "activations": "what autograd keeps per token and layer, e bytes each value: norms 4 x hidden (inputs, outputs; over tp with sequence "
-    "parallelism), queries, keys and values, rotated once more, and attention's output (over tp, nothing of sequence^2 but ALiBi's bias), "
+    "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights; divided by dp x cp with the distributed optimizer",
+    "activations": "what autograd keeps per token of a rank (micro-batch x sequence / cp) and layer, e bytes each value: "
+    "norms 4 x hidden (inputs, outputs; over tp with sequence parallelism), queries, keys and values, rotated once more, and attention's "
+    "output (over tp; of a causal model twice where cp > 1; nothing of sequence^2 but ALiBi's bias, / cp), "
     "feed-forward 5 x ffn if gated (3 with bias_activation_fusion), else 2 x ffn (over tp; what FP8 keeps smaller is not taken off), "
     "1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
     "attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
-    "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
+    "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2 / cp, once per chunk and micro-batch "
     "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
-    "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer",
+    "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer, "
+    "where cp > 1 keys and values of whole samples four times (gathered, in order, their gradients)",
     "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 3 % of the rest for the allocator",
 }
 ALLOWANCE_BYTES = 2 * 2**30
@@ -61,7 +63,7 @@ def rank_memory(config: RunConfig, vocab_size: int, pad_id: int, data_parallel_s
     """Memory of the ranks of pipeline rank `pp_rank` on CUDA, by MEMORY_FORMULA."""
     parallel, is_bf16 = config.parallel, config.train.precision == "bf16"
     parameters = rank_weights(config, vocab_size, pad_id, pp_rank).on_rank(parallel.tensor_model_parallel_size)
-    sharded_over = data_parallel_size if parallel.use_distributed_optimizer else 1
+    sharded_over = data_parallel_size * parallel.context_parallel_size if parallel.use_distributed_optimizer else 1
     parts = {
         "weights": _value_bytes(config) * parameters + _fp8_copies(config, pp_rank),
         "gradients": 4 * parameters,
@@ -102,8 +104,11 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     if recompute == "full":
         return size * residual_tokens * model.hidden_size
     query, key_value = attention_widths(model)
+    cp = config.parallel.context_parallel_size
     attention = 2 * query + 2 * key_value  # the projection's result, of which the values are a part, and attention's result
-    if config.data.document_attention and model.query_groups < model.num_attention_heads:
+    if cp > 1 and model.kind == "decoder":
+        attention += query  # the results of both halves of the sequence, and these behind each other
+    if cp == 1 and config.data.document_attention and model.query_groups < model.num_attention_heads:
         # Keys and values repeated; the projection's result goes, unless queries that are not rotated are a part of it.
         copied = model.position_embedding_type == "rope" or model.query_groups > 1
         attention = 4 * query + (0 if copied else 2 * key_value)
@@ -120,7 +125,7 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         if model.position_embedding_type == "alibi":  # where a sample is padded, every sample of the batch has a bias of its own
             kept += config.train.micro_batch_size * _alibi_bias(config)
     if model.position_embedding_type == "rope":
-        kept += 4 * config.data.longest_length * model.head_dim * size  # sines and cosines, for queries and for keys
+        kept += 4 * config.data.longest_length // cp * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
 
 
@@ -167,7 +172,11 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int) -> int:
     gradients = tokens * size * max(widest_layer, rows if is_last else 0) // tp + 2 * tokens * size * model.hidden_size
     largest_rows = max((2 if model.is_gated else 1) * model.ffn_hidden_size, query + 2 * key_value, rows if is_end else 0)
     recomputed = layer_activations(config, recompute="none") if config.train.recompute == "full" else 0
-    return gradients + largest_rows * model.hidden_size // tp * size + recomputed
+    gathered = 0
+    if config.parallel.context_parallel_size > 1:
+        is_repeated = config.data.document_attention
+        gathered = 4 * 2 * (query if is_repeated else key_value) // tp * config.train.micro_batch_size * config.data.longest_length * size
+    return gradients + largest_rows * model.hidden_size // tp * size + recomputed + gathered
 
 
 def _norm_input(config: RunConfig, is_cuda: bool) -> int:
@@ -195,11 +204,11 @@ def _mask_bytes(config: RunConfig, is_cuda: bool) -> int:
 
 
 def _alibi_bias(config: RunConfig) -> int:
-    """Bytes of the bias over all pairs of positions, for this rank's heads."""
+    """Bytes of the bias over all pairs of positions, for this rank's heads and queries."""
     if config.model.position_embedding_type != "alibi":
         return 0
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
-    return heads * config.data.longest_length**2 * _value_bytes(config)
+    return heads * config.data.longest_length**2 // config.parallel.context_parallel_size * _value_bytes(config)
 
 
 def _document_mask(config: RunConfig) -> int:
@@ -207,7 +216,7 @@ def _document_mask(config: RunConfig) -> int:
     added = config.model.position_embedding_type == "alibi" and config.train.recompute == "none"
     if not config.data.document_attention or added:
         return 0
-    return config.train.micro_batch_size * config.data.longest_length**2 * _value_bytes(config)
+    return _tokens(config) * config.data.longest_length * _value_bytes(config)
 
 
 def _sequence_parts(config: RunConfig) -> int:
@@ -215,7 +224,8 @@ def _sequence_parts(config: RunConfig) -> int:
 
 
 def _tokens(config: RunConfig) -> int:
-    return config.train.micro_batch_size * config.data.longest_length
+    """Of a micro-batch on this rank."""
+    return config.train.micro_batch_size * config.data.longest_length // config.parallel.context_parallel_size
 
 
 def _value_bytes(config: RunConfig) -> int:

@@ -11,17 +11,17 @@ from dnapretrain.errors import ConfigError
 from dnapretrain.parallel.platform import Platform
 
 
-def use_transformer_engine(model: ModelConfig, platform: Platform, document_attention: bool = False) -> bool:
-    """Whether the layers are Transformer Engine's. Raises ConfigError when it is asked for and missing."""
-    return why_torch(model, platform, document_attention) is None
+def use_transformer_engine(model: ModelConfig, platform: Platform, torch_only: str = "") -> bool:
+    """Whether the layers are Transformer Engine's. `torch_only`: see RunConfig. Raises ConfigError when it is asked for and missing."""
+    return why_torch(model, platform, torch_only) is None
 
 
-def why_torch(model: ModelConfig, platform: Platform, document_attention: bool = False) -> str | None:
+def why_torch(model: ModelConfig, platform: Platform, torch_only: str = "") -> str | None:
     """Why the layers are not Transformer Engine's; None where they are: the one rule. Raises ConfigError as above."""
     if model.transformer_impl == "torch":
         return "model.transformer_impl=torch"
-    if document_attention:  # where Transformer Engine is asked for as well, check_rules has refused
-        return "only they mask by documents"  # Transformer Engine takes such a mask in its slowest kernels only
+    if torch_only:  # where Transformer Engine is asked for as well, check_rules has refused
+        return torch_only
     missing = [] if platform.is_cuda else ["a CUDA device"]
     if not HAVE_TE:
         missing.append("an installed Transformer Engine that loads")
@@ -30,14 +30,24 @@ def why_torch(model: ModelConfig, platform: Platform, document_attention: bool =
     return f"Transformer Engine needs {' and '.join(missing)}" if missing else None
 
 
-def active_paths(model: ModelConfig, precision: str, platform: Platform, document_attention: bool = False) -> dict[str, str]:
-    """Name of each part -> what it runs on, on this platform, and why."""
-    reason = why_torch(model, platform, document_attention)
+def active_paths(
+    model: ModelConfig,
+    precision: str,
+    platform: Platform,
+    torch_only: str = "",
+    document_attention: bool = False,
+    context_parallel_size: int = 1,
+) -> dict[str, str]:
+    """Name of each part -> what it runs on, on this platform, and why. `torch_only`: see RunConfig."""
+    reason = why_torch(model, platform, torch_only)
+    attention = _torch_attention(model, document_attention) if reason else _transformer_engine_attention(model, precision)
+    if context_parallel_size > 1:
+        attention += f"; {_context_parallel(model, reason is None)} of {context_parallel_size} context-parallel ranks"
     return {
         "device": platform.name,
         "collectives": platform.backend,
         "layers": f"Megatron-core parallel layers ({reason})" if reason else _fusion(model),
-        "attention": _torch_attention(model, document_attention) if reason else _transformer_engine_attention(model, precision),
+        "attention": attention,
         "norm": f"torch {model.normalization}, {model.norm_position}-norm" if reason else f"Transformer Engine {model.normalization}",
         "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
         "megatron-core": megatron.core.__version__,
@@ -49,6 +59,14 @@ def _fusion(model: ModelConfig) -> str:
     if model.norm_position == "post":
         return "Transformer Engine (norm and linear apart: post-norm has a residual between them)"
     return "Transformer Engine (fused norm and linear)"
+
+
+def _context_parallel(model: ModelConfig, is_te: bool) -> str:
+    if not is_te:
+        return "keys and values gathered"
+    return "Transformer Engine's ring" + (
+        "" if model.kind == "decoder" else ", where a sample is padded torch with keys and values gathered,"
+    )
 
 
 def _torch_attention(model: ModelConfig, document_attention: bool) -> str:

@@ -27,19 +27,21 @@ from transformer_engine.pytorch import DotProductAttention
 
 from dnapretrain.config import ModelConfig, RunConfig
 from dnapretrain.errors import ConfigError
-from dnapretrain.model.layers import LayerModules, alibi_slopes, tensor_parallel_slice
+from dnapretrain.model.layers import LayerModules, SdpaAttention, alibi_slopes, tensor_parallel_slice
 
 
 class EncoderAttention(TEDotProductAttention):
     """Attention in both directions; Transformer Engine chooses flash-attn, cuDNN or its unfused kernels for each shape.
 
-    Padding must lie at the end of a sample, where batches have it: cuDNN is told lengths, not places.
+    Padding must lie at the end of a sample, where batches have it: cuDNN is told lengths, not places. With context parallelism
+    its ring takes no padding at all: such batches go to our own attention, which gathers keys and values.
     """
 
     def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
         super().__init__(config, **arguments)
         # With sequence parallelism Transformer Engine draws dropout from the random state that all ranks share; heads differ.
         self.forks_random_state = config.sequence_parallel and config.attention_dropout > 0
+        self.over_ranks = SdpaAttention(config, **arguments) if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -49,7 +51,11 @@ class EncoderAttention(TEDotProductAttention):
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Context of shape [S, B, N*D]; `attention_mask` is None or bool [B, 1, 1, S], True where a key is padding."""
+        """Context of shape [S, B, N*D]; `attention_mask` is None or bool [B, 1, 1, S], True where a key is padding: one of the whole
+        sample, where context parallelism leaves a part of it here."""
+        if self.over_ranks is not None and attention_mask is not None:
+            over_ranks: torch.Tensor = self.over_ranks(query_SBND, key_SBGD, value_SBGD, attention_mask)
+            return over_ranks
         # Asked for `padding` without a mask it refuses; told `no_mask` with one it would ignore it.
         mask_type = AttnMaskType.no_mask if attention_mask is None else AttnMaskType.padding
         with get_cuda_rng_tracker().fork() if self.forks_random_state and self.training else nullcontext():

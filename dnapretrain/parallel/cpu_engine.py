@@ -80,6 +80,7 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
         device = kwargs.get("device")
         if device is not None and str(device).startswith("cuda"):
             kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)  # asks for a CUDA driver
         return factory(*args, **kwargs)
 
     wrapped.__name__ = factory.__name__

@@ -29,7 +29,7 @@ _control: Any = None
 
 
 def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store: Any = None, cuda_graphs: bool = False) -> None:
-    """Join the other ranks and build the tensor-, pipeline- and data-parallel groups.
+    """Join the other ranks and build the tensor-, pipeline-, context- and data-parallel groups.
 
     `store` replaces the rendezvous address (MASTER_ADDR, MASTER_PORT) when the caller has one. With `cuda_graphs` random states are
     kept as graphs can use them.
@@ -76,6 +76,7 @@ def _build_groups(parallel: ParallelConfig) -> None:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
     )
@@ -91,6 +92,15 @@ def seed_dropout(seed: int, step: int) -> None:
     place = (parallel_state.get_data_parallel_rank(with_context_parallel=True), parallel_state.get_pipeline_model_parallel_rank())
     key = xxhash.xxh3_64_intdigest(f"dropout:{seed}:{step}:{place}".encode()) >> 2
     tensor_parallel.model_parallel_cuda_manual_seed(key)
+
+
+def sum_over_context_parallel(values: torch.Tensor) -> torch.Tensor:
+    """`values` summed in place over the ranks that share a sample."""
+    from megatron.core import parallel_state
+
+    if parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(values, group=parallel_state.get_context_parallel_group())
+    return values
 
 
 def stop_groups() -> None:

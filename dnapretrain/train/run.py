@@ -212,6 +212,8 @@ def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlac
         pad_id=pad_id,
         bidirectional=config.is_masked,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        context_parallel_rank=parallel_state.get_context_parallel_rank(),
+        context_parallel_size=parallel_state.get_context_parallel_world_size(),
     )
 
 

@@ -28,7 +28,8 @@ def log_start(
     remarks: list[str],
 ) -> None:
     """Write the run's `start` record and the lines of its console; `remarks` come first."""
-    paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
+    cp = config.parallel.context_parallel_size
+    paths = active_paths(config.model, config.train.precision, platform, config.torch_only, config.data.document_attention, cp)
     paths |= kernel_paths(config, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
@@ -58,7 +59,7 @@ def log_start(
     for name, value in paths.items():
         log.say(f"{name:>14}: {value}")
     log.say(
-        f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp} x data {dp}, "
+        f"{'layout':>14}: {platform.world_size} rank(s) = tensor {tp} x pipeline {pp}{f' x context {cp}' if cp > 1 else ''} x data {dp}, "
         f"{config.num_microbatches(dp)} micro-batches per step"
     )
     if config.train.rampup_batch_size:

@@ -78,3 +78,30 @@ def test_checkpoint_is_read_on_the_cpu() -> None:
         there = json.loads(command_line("evaluate", config.train.run_dir, "train.device=cpu", "--json"))["valid"]
     assert there["num_targets"] == here["num_targets"]
     assert math.isclose(there["loss"], here["loss"], rel_tol=LOSS_BOUND)
+
+
+def test_a_part_of_the_queries_sees_its_keys_and_no_others() -> None:
+    """What a context-parallel rank computes: causal attention of some queries over all keys up to the last of them, in bf16."""
+    from types import SimpleNamespace
+
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from dnapretrain.model.layers import SdpaAttention
+
+    where = device()
+    config = SimpleNamespace(attention_dropout=0.0, context_parallel_size=2)
+    attention = SdpaAttention(config=config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self")  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, gradient = (torch.randn(1, heads, 1024, 64, generator=generator) for heads in (8, 2, 2, 8))
+    part = slice(512, 768)
+    results = []
+    for dtype, place in ((torch.float32, "cpu"), (torch.bfloat16, where)):
+        leaves = [
+            tensor.to(place, dtype).requires_grad_() for tensor in (query[:, :, part], key[:, :, : part.stop], value[:, :, : part.stop])
+        ]
+        context = attention.attend(*leaves, None)
+        gradients = torch.autograd.grad(context, leaves, gradient[:, :, part].to(place, dtype))
+        results.append([tensor.float().cpu() for tensor in (context.detach(), *gradients)])
+    differences = [float((here - there).abs().max() / there.abs().max()) for there, here in zip(*results, strict=True)]
+    report("causal attention of a part of the queries, bf16 against fp32", f"differs by {max(differences):.1e} (of the largest value)")
+    assert max(differences) < 2e-2

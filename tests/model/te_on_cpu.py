@@ -333,3 +333,23 @@ def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     ones = torch.ones(8, 2, heads, config.model.head_dim)
     return [attention(ones, ones, ones) for _ in range(2)]
+
+
+def over_ranks(env: Any, store: Any, tree: dict[str, Any], tensors: list[Any], mask: Any) -> tuple[Any, Any]:
+    """(what Transformer Engine was told of context parallelism; context of this rank's part of padded samples, by our attention)."""
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from dnapretrain.config_file import config_from_dict
+    from dnapretrain.model.build import to_transformer_config
+    from dnapretrain.model.context_parallel import own_part
+    from dnapretrain.model.transformer_engine import EncoderAttention
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+
+    config, platform = config_from_dict(tree), platforms.start("cpu", env)
+    start_groups(platform, config.parallel, config.train.seed, store)
+    transformer_config = to_transformer_config(config.model, config.parallel, "fp32", "none", platform)
+    arguments = {"layer_number": 1, "attn_mask_type": AttnMaskType.padding, "attention_type": "self"}
+    attention = EncoderAttention(transformer_config, cp_comm_type=transformer_config.cp_comm_type, **arguments)
+    told = attention.cp_group.size(), list(attention.cp_global_ranks), attention.cp_comm_type
+    return told, attention(*(own_part(tensor, env.rank, env.world_size, dim=0) for tensor in tensors), mask)

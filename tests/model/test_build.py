@@ -133,15 +133,19 @@ def test_the_chosen_path_is_told_with_its_reason(monkeypatch):
     from dnapretrain.config import ModelConfig
     from dnapretrain.model import paths
 
-    def told(is_cuda, documents=False, **settings):
+    def told(is_cuda, documents=False, cp=1, **settings):
         size = {"num_layers": 1, "hidden_size": 2, "num_attention_heads": 1, "ffn_hidden_size": 2}
         platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any")
-        return paths.active_paths(ModelConfig(**size, kind="encoder", **settings), "bf16", platform, documents)
+        reason = "only they mask by documents" if documents else ""
+        return paths.active_paths(ModelConfig(**size, kind="encoder", **settings), "bf16", platform, reason, documents, cp)
 
     monkeypatch.setattr(paths, "HAVE_TE", True)
     assert told(False)["layers"] == "Megatron-core parallel layers (Transformer Engine needs a CUDA device)"
     assert "(model.transformer_impl=torch)" in told(True, transformer_impl="torch")["layers"]
     assert "documents" in told(True, documents=True)["layers"]
+    assert told(False, cp=4)["attention"].endswith("keys and values gathered of 4 context-parallel ranks")
+    ring = told(True, cp=4)["attention"]
+    assert "Transformer Engine's ring, where a sample is padded torch" in ring and ring.endswith("of 4 context-parallel ranks")
     assert told(True)["layers"] == "Transformer Engine (fused norm and linear)" and "ALiBi" not in told(True)["attention"]
     post = told(True, norm_position="post", position_embedding_type="alibi")
     assert "norm and linear apart" in post["layers"] and "ALiBi from slopes" in post["attention"]

@@ -18,6 +18,7 @@ def kept_bytes(env, store, tree, padded=False):
     import torch
 
     from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model import context_parallel
     from dnapretrain.model.batches import document_mask
     from dnapretrain.model.build import build_chunks, wrap_for_precision
     from dnapretrain.parallel import platform as platforms
@@ -38,6 +39,15 @@ def kept_bytes(env, store, tree, padded=False):
             kept[storage.data_ptr()] = storage
         return tensor
 
+    plain_pack = context_parallel._KeysAndValues.pack
+
+    def pack_of_attention(self, tensor):
+        for own in self.own:
+            pack(own)
+        packed = plain_pack(self, tensor)
+        return pack(packed) if isinstance(packed, torch.Tensor) else packed
+
+    cp = config.parallel.context_parallel_size
     shape = (config.train.micro_batch_size, config.data.sequence_length)
     tokens = torch.randint(5, tokenizer.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(shape[0], 1, 1, shape[1], dtype=torch.bool) if padded else None
@@ -45,10 +55,17 @@ def kept_bytes(env, store, tree, padded=False):
         mask[..., -3:] = True
     if config.data.document_attention:
         documents = torch.arange(shape[1]).expand(shape) // 50
-        mask = document_mask(documents, not config.is_masked, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        mask = document_mask(documents, not config.is_masked, dtype, lambda values: context_parallel.own_part(values, env.rank % cp, cp))
+    tokens, positions = (context_parallel.own_part(values, 0, cp) for values in (tokens, torch.arange(shape[1]).expand(shape)))
     fused_as_it_is = torch.compiler.set_stance("force_eager")  # what it keeps is the same, and nothing need be compiled
-    with fused_as_it_is, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
+    context_parallel._KeysAndValues.pack = pack_of_attention
+    try:
+        with fused_as_it_is, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = module(tokens, positions, mask, labels=tokens)
+    finally:
+        context_parallel._KeysAndValues.pack = plain_pack
+    del output
     for attention in module.modules():
         bias = getattr(attention, "_bias", None)
         if bias is not None:
@@ -108,6 +125,11 @@ ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": 
         (ENCODER, False, {"train.recompute": "full"}),
         (DECODER, False, DOCUMENTS),
         (DECODER, False, {**DOCUMENTS, "parallel.tp": 2}),
+        (DECODER, False, {"parallel.cp": 2}),
+        (DECODER, False, {**DOCUMENTS, "parallel.cp": 2}),
+        (DECODER, False, {"parallel.cp": 2, "train.recompute": "full"}),
+        (DNABERT2, True, {"parallel.cp": 2}),
+        (NT_V1, False, {"parallel.cp": 2}),
         (DECODER, False, {**DOCUMENTS, "train.recompute": "full"}),
         (DECODER, False, {**DOCUMENTS, "train.recompute": "selective"}),
         (DNABERT2, False, DOCUMENTS),
@@ -123,7 +145,7 @@ def test_activations_are_what_autograd_keeps(ranks, tiny_config, precision, mode
     tree["model"].update(model)
     if model is not DECODER:
         tree["data"]["masking"] = {"mlm_probability": 0.15}
-    for kept, formula in ranks.run(settings.get("parallel.tp", 1), kept_bytes, tree=tree, padded=padded):
+    for kept, formula in ranks.run(settings.get("parallel.tp", 1) * settings.get("parallel.cp", 1), kept_bytes, tree=tree, padded=padded):
         assert formula == pytest.approx(kept, rel=TOLERANCE)
 
 

@@ -163,3 +163,16 @@ def test_weight_gradients_added_within_the_product_are_the_same(te_ranks, tiny_c
     found, _, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("fused", **fused), until=3)[0]
     assert found.losses == pytest.approx(plain.losses, rel=1e-5)
     assert found.grad_norms == pytest.approx(plain.grad_norms, rel=1e-4)
+
+
+def test_padded_samples_of_context_parallel_ranks_go_to_our_attention(te_ranks, tiny_config):
+    from dnapretrain.model.context_parallel import in_order
+
+    tree = tiny_config(**SHAPES["NT v2"], **{"train.precision": "bf16", "parallel.cp": 2})
+    query, key, value = torch.randn(3, 16, 2, 4, 16, generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(16) >= torch.tensor([[16], [9]]))[:, None, None]
+    of_ranks = te_ranks.run(2, te_on_cpu.over_ranks, tree=tree, tensors=[query, key, value], mask=mask)
+    assert [told for told, _ in of_ranks] == [(2, [0, 1], "p2p")] * 2
+    scores = torch.einsum("sbnd,tbnd->bnst", query, key) / 4
+    expected = torch.einsum("bnst,tbnd->sbnd", scores.masked_fill(mask, float("-inf")).softmax(-1), value).flatten(2)
+    torch.testing.assert_close(in_order(torch.stack([context for _, context in of_ranks])), expected, rtol=1e-5, atol=1e-5)

@@ -72,10 +72,9 @@ def _randomised(chunk, std=0.2):
 
 
 def changed_places(env, store, tree):
-    """For each document of some samples: whether others change when its tokens do, with and without their being told apart."""
+    """For each document of some samples: whether others change when its tokens do, with and without their being told apart. Of the
+    tokens that are this rank's."""
     from dataclasses import replace
-
-    from dnapretrain.model.batches import to_device
 
     trainer, data, _ = training.begin(env, store, tree)
     chunk, place = _randomised(trainer.chunks[0].module), trainer.place
@@ -85,7 +84,7 @@ def changed_places(env, store, tree):
     batch = data.train.batch(np.array([*epoch[: 6 if tree["data"]["sequence_length"] < 99 else 2], *padded]))
 
     def outputs(batch):
-        return _outputs(chunk, to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype))
+        return _outputs(chunk, place.take(batch))
 
     found = []
     for told_apart in (True, False):
@@ -96,10 +95,11 @@ def changed_places(env, store, tree):
             here = batch.documents == number
             tokens = np.where(here, 5 + (batch.tokens + 2) % 4, batch.tokens)
             new_logits, new_losses = outputs(replace(given, tokens=tokens))
-            here = torch.from_numpy(here)
-            others = ~here & torch.from_numpy(here.numpy().any(axis=1))[:, None]
+            others = torch.from_numpy(~here & here.any(axis=1)[:, None])
+            here, others = place.own_part(torch.from_numpy(here)), place.own_part(others)
             same = torch.equal(new_logits[others], logits[others]) and torch.equal(new_losses[others], losses[others])
-            found.append((told_apart, int(others.sum()) > 0, same, not torch.equal(new_logits[here], logits[here])))
+            itself = not here.any() or not torch.equal(new_logits[here], logits[here])
+            found.append((told_apart, int(others.sum()) > 0, same, itself))
     return found
 
 
@@ -118,6 +118,17 @@ def test_a_document_changes_no_other_at_all(ranks, packed_config, variant, lengt
     assert all(same and itself for _, _, same, itself in told_apart)
     without = [same for apart, others, same, _ in found if not apart and others]
     assert not without[0] and (variant.startswith("decoder") or not any(without))  # nothing follows the last of a causal sample
+
+
+@pytest.mark.parametrize(("variant", "length"), [*((variant, 32) for variant in VARIANTS), *KERNEL_BLOCKS])
+def test_nor_does_it_on_another_rank(ranks, packed_config, variant, length):
+    tree = packed_config(**VARIANTS[variant], **{"data.sequence_length": length, "parallel.cp": 2})
+    if length > 32:
+        tree["model"].update(num_layers=1)
+    of_ranks = ranks.run(2, changed_places, tree=tree)
+    assert all(same and itself for found in of_ranks for told_apart, _, same, itself in found if told_apart)
+    assert sum(others for found in of_ranks for told_apart, others, _, _ in found if told_apart) >= 4
+    assert not all(same for found in of_ranks for told_apart, others, same, _ in found if others and not told_apart)
 
 
 def losses_alone(env, store, tree):
@@ -163,7 +174,18 @@ def one_rank(ranks, tmp_path_factory):
     return reference
 
 
-SOME = ("TP2", "TP2+SP", "PP2", "PP4", "PP2 interleaved", "DP2", "recompute full", "recompute selective", "TP2xPP2+SP, recompute full")
+SOME = (
+    "TP2",
+    "TP2+SP",
+    "PP2",
+    "PP4",
+    "PP2 interleaved",
+    "CP2",
+    "DP2",
+    "recompute full",
+    "recompute selective",
+    "TP2xPP2+SP, recompute full",
+)
 
 
 @pytest.mark.parametrize("layout", SOME)
@@ -224,4 +246,4 @@ def test_transformer_engine_is_not_chosen(monkeypatch):
     model = ModelConfig(num_layers=1, hidden_size=64, num_attention_heads=4, ffn_hidden_size=96)
     monkeypatch.setattr(paths, "HAVE_TE", True)
     cuda = SimpleNamespace(is_cuda=True)
-    assert paths.use_transformer_engine(model, cuda) and not paths.use_transformer_engine(model, cuda, document_attention=True)
+    assert paths.use_transformer_engine(model, cuda) and not paths.use_transformer_engine(model, cuda, "documents")

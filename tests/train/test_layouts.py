@@ -19,6 +19,14 @@ LAYOUTS = {
     "DP2+distributed optimizer": (2, {"use_distributed_optimizer": True}),
     "TP2xPP2": (4, {"tp": 2, "pp": 2}),
     "TP2xPP2xDP2+SP+distributed optimizer": (8, {"tp": 2, "pp": 2, "sequence_parallel": True, "use_distributed_optimizer": True}),
+    "CP2": (2, {"cp": 2}),
+    "CP4": (4, {"cp": 4}),
+    "CP2xTP2+SP": (4, {"cp": 2, "tp": 2, "sequence_parallel": True}),
+    "CP2xPP2": (4, {"cp": 2, "pp": 2}),
+    "CP2xDP2+distributed optimizer": (4, {"cp": 2, "use_distributed_optimizer": True}),
+    "CP2xTP2xPP2 interleaved": (8, {"cp": 2, "tp": 2, "pp": 2, "vpp": 2}),
+    "CP2, recompute full": (2, {"cp": 2}),
+    "CP2, recompute selective": (2, {"cp": 2}),
     "recompute full": (1, {}),
     "recompute selective": (1, {}),
     "TP2xPP2+SP, recompute full": (4, {"tp": 2, "pp": 2, "sequence_parallel": True}),
@@ -56,7 +64,14 @@ MODELS = {
 }
 SOME = ("TP2+SP", "PP2 interleaved", "TP2xPP2xDP2+SP+distributed optimizer")
 WHOLE_TABLE = ("decoder", "post-norm ALiBi encoder", "rotary encoder")
-TABLE = [(model, layout) for model in MODELS for layout in LAYOUTS if model in WHOLE_TABLE or layout in (*SOME, "TP2", "PP2")]
+FEW = (*SOME, "TP2", "PP2", "CP2xTP2+SP")
+DECODER_ONLY = ("CP2xTP2xPP2 interleaved", "CP2, recompute full", "CP2, recompute selective")
+TABLE = [
+    (model, layout)
+    for model in MODELS
+    for layout in LAYOUTS
+    if (model in WHOLE_TABLE or layout in FEW) and (model == "decoder" or layout not in DECODER_ONLY)
+]
 
 
 @pytest.fixture(scope="module")

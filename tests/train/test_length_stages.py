@@ -42,13 +42,18 @@ LAYOUTS = {
     "PP2": {"parallel.pp": 2},
     "PP2 interleaved": {"parallel.pp": 2, "parallel.vpp": 2},
     "TP2+SP": {"parallel.tp": 2, "parallel.sequence_parallel": True},
+    "CP2": {"parallel.cp": 2},
     "DP2": {"parallel.use_distributed_optimizer": True},
 }
 
 
 @pytest.mark.parametrize(
     ("model", "layouts"),
-    [("decoder", list(LAYOUTS)), ("learned-position encoder", ["TP2+SP", "PP2"]), ("post-norm ALiBi encoder", ["PP2 interleaved"])],
+    [
+        ("decoder", list(LAYOUTS)),
+        ("learned-position encoder", ["TP2+SP", "PP2", "CP2"]),
+        ("post-norm ALiBi encoder", ["PP2 interleaved", "CP2"]),
+    ],
 )
 def test_every_layout_equals_one_rank(ranks, staged_config, model, layouts):
     expected = ranks.run(1, training.train, tree=staged_config("alone", **MODELS[model]), until=END)[0]

@@ -154,7 +154,7 @@ def test_stop_saves_the_run_as_before_the_step(ranks, tiny_config, poisoned_shar
     assert min(more) == step and more[step] == losses[step] and step in again and max(more) == STEPS
 
 
-@pytest.mark.parametrize("parallel", [{}, {"parallel.pp": 2}], ids=["data", "pipeline"])
+@pytest.mark.parametrize("parallel", [{}, {"parallel.pp": 2}, {"parallel.cp": 2}], ids=["data", "pipeline", "context"])
 def test_one_rank_without_a_finite_loss_is_agreed_on_by_all(ranks, tiny_config, tmp_path, parallel):
     tree = tiny_config("run", **parallel, **{"train.train_steps": 4})
     results = ranks.run(2, fit, tree=tree, nan_at=2)

@@ -34,6 +34,8 @@ def _train_halves(ranks, tiny_config, world_size, **overrides):
         (2, {"parallel.tp": 2, "parallel.sequence_parallel": True, **DROPOUT}),
         (2, {"parallel.pp": 2, "parallel.vpp": 2, "train.recompute": "full", **DROPOUT}),
         (2, {"parallel.use_distributed_optimizer": True, **DROPOUT}),
+        (2, {"parallel.cp": 2, "parallel.use_distributed_optimizer": True, "train.precision": "bf16"}),
+        (2, {"parallel.cp": 2, "train.recompute": "selective", **DROPOUT}),
         (2, {"train.rampup_batch_size": [4, 4, 40], "train.global_batch_size": 12, "optim.lr_warmup_steps": 6}),
     ],
     ids=lambda value: ", ".join(f"{key}={setting}" for key, setting in value.items()) if isinstance(value, dict) else str(value),
@@ -50,6 +52,22 @@ def test_bitwise_at_the_same_layout(ranks, tiny_config, tmp_path, world_size, ov
     assert ours.keys() == theirs.keys()
     assert any("exp_avg_sq" in name for name in ours)
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_context_parallelism_may_change(ranks, tiny_config, tmp_path):
+    """The distributed optimizer's state is spread over context-parallel ranks as over data-parallel ones."""
+    common = {"parallel.use_distributed_optimizer": True}
+    whole = _train_halves(ranks, tiny_config, 4, **{"parallel.cp": 2}, **common)
+    for name, world_size, layout in (
+        ("one rank", 1, {}),
+        ("CP4", 4, {"parallel.cp": 4}),
+        ("TP2xCP2", 4, {"parallel.tp": 2, "parallel.cp": 2}),
+    ):
+        shutil.copytree(tmp_path / "parted", tmp_path / name)
+        resumed = ranks.run(world_size, training.train, tree=tiny_config(name, **layout, **common), until=END)[0]
+        assert len(resumed.losses) == END - STOP
+        assert max(abs(a - b) for a, b in zip(resumed.losses, whole.losses[STOP:], strict=True)) <= 1e-5, name
+        assert max(abs(a - b) / b for a, b in zip(resumed.grad_norms, whole.grad_norms[STOP:], strict=True)) <= 1e-4, name
 
 
 @pytest.mark.parametrize("distributed", [False, True], ids=["plain optimizer", "distributed optimizer"])
