@@ -404,7 +404,7 @@ class ModelConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How the model and the batch are spread over ranks. Aliases: tp, pp, vpp."""
+    """How the model and the batch are spread over ranks. Aliases: tp, pp, vpp, cp."""
 
     tensor_model_parallel_size: int = Field(1, gt=0)
     pipeline_model_parallel_size: int = Field(1, gt=0)
@@ -414,6 +414,8 @@ class ParallelConfig(Section):
     num_layers_in_last_pipeline_stage: int | None = Field(None, gt=0)
     """Layers of the first and of the last pipeline rank, where num_layers does not divide evenly, or to make up for embeddings and head;
     the ranks between share the rest evenly. Default: as many as the others."""
+    context_parallel_size: int = Field(1, gt=0)
+    """Ranks that share each sample, a part of its sequence each; they hold the same weights."""
     sequence_parallel: bool = False
     """Shard activations between tensor-parallel regions along the sequence."""
     use_distributed_optimizer: bool = False
@@ -427,8 +429,8 @@ class ParallelConfig(Section):
 
     @property
     def model_parallel_size(self) -> int:
-        """Ranks that share one copy of the model."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        """Ranks that work on a sample together: all but data parallelism."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     def layers_on_ranks(self, num_layers: int) -> list[int] | None:
         """Layers on each pipeline rank, virtual stages together; None where they cannot be spread so."""

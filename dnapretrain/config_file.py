@@ -23,6 +23,7 @@ ALIASES = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
     "vpp": "virtual_pipeline_model_parallel_size",
+    "cp": "context_parallel_size",
 }
 """Short names accepted in section `parallel`; the resolved tree prints the long ones."""
 
