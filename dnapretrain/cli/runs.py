@@ -127,6 +127,11 @@ def add_plan(verbs: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from dnapretrain.config_file import load_config
+    from dnapretrain.parallel.gpus import gpu_by_kind, with_network
+    from dnapretrain.plan.check import check_counts, format_check
+    from dnapretrain.plan.make import countable, make_plan
+    from dnapretrain.plan.page import format_plan, write_layout
     from dnapretrain.plan.published import format_calibration
 
     if arguments.calibration:
@@ -135,16 +140,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     for name, value in (("RECIPE_OR_FILE", arguments.config), ("--gpus N", arguments.gpus), ("--gpu KIND", arguments.gpu)):
         if value is None:
             raise ConfigError(f"plan needs {name}: dnapretrain plan RECIPE_OR_FILE --gpus N --gpu KIND.")
-    return _plan_of(arguments)
-
-
-def _plan_of(arguments: argparse.Namespace) -> int:
-    from dnapretrain.config_file import load_config
-    from dnapretrain.parallel.gpus import gpu_by_kind, with_network
-    from dnapretrain.plan.check import check_counts, format_check
-    from dnapretrain.plan.make import countable, make_plan
-    from dnapretrain.plan.page import format_plan, write_layout
-
     config = load_config(arguments.config, arguments.overrides)
     gpu = with_network(gpu_by_kind(arguments.gpu), arguments.network_gbps)
     plan = make_plan(config, arguments.gpus, gpu, arguments.mfu)
@@ -156,8 +151,6 @@ def _plan_of(arguments: argparse.Namespace) -> int:
         if check:
             print(f"\n{format_check(check)}")
     if arguments.write:
-        if not plan["best_layouts"]:
-            raise ConfigError(f"no legal layout fits, so {arguments.write} was not written. Use more GPUs, or GPUs with more memory.")
         write_layout(plan, arguments.write, str(arguments.config))
     return 0 if all(row["formula"] == row["model"] for row in check) else 1
 

@@ -36,11 +36,11 @@ class Shares:
     """Fused attention at heads of infinite width: width / (width + HEAD_RAMP) of it."""
 
 
-SHARES = {"a100": Shares(0.79, 0.78), "h100": Shares(0.60, 0.50), "h200": Shares(0.60, 0.50), "b200": Shares(0.60, 0.50)}
+SHARES = {"a100": Shares(0.79, 0.78), "h100": Shares(0.60, 0.55), "h200": Shares(0.60, 0.55), "b200": Shares(0.60, 0.55)}
 """By the beginning of a kind's name: those with the least error over the runs in `published`. H200 has the H100's processor
 and power limit (a single product of 8,192^3 reaches 0.79 on it, before it grows warm). B200: assumed, no bf16 run of a dense model
 was found."""
-OTHER_SHARES = Shares(0.60, 0.50)
+OTHER_SHARES = Shares(0.60, 0.55)
 HEAD_RAMP = 32
 BACKWARD_ATTENTION = 0.8
 """Attention's backward kernels reach so much of what its forward kernels do."""

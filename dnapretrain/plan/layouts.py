@@ -27,7 +27,7 @@ TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 CONTEXT_PARALLEL = (1, 2, 4, 8, 16, 32)
 UNEVEN_PIPELINES = (2, 4, 8, 16, 32)
 """Pipeline sizes that are tried where they do not divide the layers."""
-RANKING = "of each tp x cp x pp the fastest that fits, the fastest first; of equally fast ones (0.1 %) that which needs less memory"
+RANKING = "of each tp x cp x pp the fastest that fits, the fastest first; of those that are equal in three digits that of less memory"
 FP32_RANKING = (
     "of each tp x cp x pp the best that fits: no recompute, then the smallest bubble, then the largest micro-batch; "
     "the least model parallelism first (no time is said of fp32)"

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dnapretrain.errors import ConfigError
 from dnapretrain.plan.layouts import layout_tree
 
 SHOWN_LAYOUTS = 8
@@ -61,11 +62,19 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def write_layout(plan: dict[str, Any], file: Path, source: str) -> None:
-    """Write the best layout as a settings file, to be laid over `source`. Call only where a layout fits."""
+    """Write the best layout as a settings file, to be laid over `source`. Raises ConfigError where none fits, and for a file that is there
+    or that no command would take for settings."""
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--write {file} ends neither in .yaml nor in .yml, as settings files do. Rename it.")
+    if file.exists():
+        raise ConfigError(f"--write {file} is there already. Remove it, or give another name.")
+    if not plan["best_layouts"]:
+        raise ConfigError(f"no legal layout fits, so {file} was not written. Use more GPUs, or GPUs with more memory.")
     best, gpu = plan["best_layouts"][0], plan["gpu"]
     head = (
-        f"# The first layout of `dnapretrain plan {source} --gpus {gpu['count']} --gpu {gpu['kind']}`: {best['total_bytes'] / 2**30:.0f} GiB of "
-        f"{gpu['memory_bytes'] / 2**30:.0f} by formula.\n# dnapretrain pretrain {source} {file.name}\n"
+        f"# The first layout of `dnapretrain plan {source} --gpus {gpu['count']} --gpu {gpu['kind']}`: "
+        f"{best['total_bytes'] / 2**30:.0f} GiB of {gpu['memory_bytes'] / 2**30:.0f} by formula.\n"
+        f"# dnapretrain pretrain {source} {file.name}\n"
     )
     file.write_text(head + yaml.safe_dump(layout_tree(best), sort_keys=False))
 
@@ -76,8 +85,9 @@ def _layout_table(plan: dict[str, Any]) -> list[str]:
     lines = [
         f"{num_legal:,} legal layouts (tp x cp x pp x vpp x micro-batch x recompute), {fitting:,} fit; seconds per step of this program by "
         "formula, GiB of the busiest rank:",
-        f"{'tp':>4}{'cp':>4}{'pp':>4}{'vpp':>4}{'dp':>6}{'mbs':>5}{'x':>5} {'recompute':<9} | {'s/step':>7} {'tokens/s':>11} {'MFU':>5} {'days':>6} "
-        f"{'bubble':>6} | {'weights':>7} {'grads':>6} {'main+moments':>12} {'activations':>11} {'working':>7} {'allowance':>9} {'total':>6} | fits",
+        f"{'tp':>4}{'cp':>4}{'pp':>4}{'vpp':>4}{'dp':>6}{'mbs':>5}{'x':>5} {'recompute':<9} | {'s/step':>7} {'tokens/s':>11} {'MFU':>5} "
+        f"{'days':>6} {'bubble':>6} | {'weights':>7} {'grads':>6} {'main+moments':>12} {'activations':>11} {'working':>7} "
+        f"{'allowance':>9} {'total':>6} | fits",
     ]
     if own is None:
         lines.append(f"the file's layout is not legal here: {plan['own_layout_problem']}")
@@ -130,13 +140,15 @@ def _best_lines(plan: dict[str, Any]) -> list[str]:
         lines += _wrapped("its step", ", ".join(parts))
         lines += _wrapped(
             "its run",
-            f"{best['days']:,.3g} days, {best['gpu_hours']:,.0f} GPU-hours, {best['tokens_per_second']:,.0f} tokens/s, MFU {best['mfu']:.1%}",
+            f"{best['days']:,.3g} days, {best['gpu_hours']:,.0f} GPU-hours, {best['tokens_per_second']:,.0f} tokens/s, "
+            f"MFU {best['mfu']:.1%}",
         )
     chunk = memory["layers"] // (best["vpp"] or 1)
     lines += _wrapped(
         "its memory",
-        f"pipeline rank {memory['pp_rank']} has {memory['parameters']:,} parameters; its activations are those of {memory['chunks_in_flight']} "
-        f"micro-batch(es) in {chunk} layers of {memory['layer_activations'] / 2**20:,.0f} MiB, and of what lies before and behind the layers",
+        f"pipeline rank {memory['pp_rank']} has {memory['parameters']:,} parameters; its activations are those of "
+        f"{memory['chunks_in_flight']} micro-batch(es) in {chunk} layers of {memory['layer_activations'] / 2**20:,.0f} MiB, and of what "
+        "lies before and behind the layers",
     )
     return [*lines, f"as settings    {' '.join(best['overrides'])}", ""]
 
@@ -156,8 +168,8 @@ def _assumed_lines(assumed: dict[str, Any] | None, num_gpus: int) -> list[str]:
     if assumed["days"] is None:
         return ["--mfu        nothing said for fp32: the data sheet's peak is that of bf16"]
     return [
-        f"--mfu        at {assumed['mfu']:.0%} of the peak: {assumed['seconds_per_step']:,.3g} s per step, {assumed['tokens_per_second']:,.0f} "
-        f"tokens/s, {assumed['days']:,.3g} days, {assumed['days'] * 24 * num_gpus:,.0f} GPU-hours"
+        f"--mfu        at {assumed['mfu']:.0%} of the peak: {assumed['seconds_per_step']:,.3g} s per step, "
+        f"{assumed['tokens_per_second']:,.0f} tokens/s, {assumed['days']:,.3g} days, {assumed['days'] * 24 * num_gpus:,.0f} GPU-hours"
     ]
 
 

@@ -24,16 +24,17 @@ TIME_FORMULA = {
     "step": "micro-batches x the slowest stage's (forward + backward + recomputed) + bubble + what is seen of communication + optimizer",
     "matmul": "FLOPs over a share of the bf16 peak (A100 0.79, others 0.60) in whole waves of 128 x 128 tiles, or bytes over memory "
     "bandwidth if that takes longer; attention likewise, half of it where causal, its backward pass 2.5 times the operations",
-    "elementwise": "bytes that norms, residuals, rotation, activation and loss pass over / 0.8 of memory bandwidth; no layer is faster than the "
-    "host launches its kernels (5 us each); gradients are added to fp32 sums after each micro-batch (10 bytes per parameter)",
+    "elementwise": "bytes that norms, residuals, rotation, activation and loss pass over, at 0.8 of memory bandwidth; no layer is faster "
+    "than the host launches its kernels (5 us each); gradients are added to fp32 sums after each micro-batch (10 bytes per parameter)",
     "bubble": "(time of all stages - time of the slowest) / vpp; for even stages (pp - 1) / (micro-batches x vpp) of the busy time",
-    "tensor p.": "forward two all-reduces of tokens x hidden per layer, or all-gather + reduce-scatter twice; backward the same, of which weight "
-    "and input gradients hide two; rings at 0.8 of the link (NVLink within a node)",
+    "tensor p.": "forward two all-reduces of tokens x hidden per layer, or all-gather + reduce-scatter twice; backward the same, of which "
+    "weight and input gradients hide two; rings at 0.8 of the link (NVLink within a node)",
     "context p.": "all-gather of keys and values per layer, once more in the backward pass, and a reduce-scatter of their gradients",
     "pipeline p.": "tokens x hidden, twice per micro-batch and boundary; hidden behind a chunk's work when interleaved",
-    "data p.": "reduce-scatter of fp32 gradients behind the last backward pass and all-gather of bf16 weights behind the first forward pass, "
-    "where they overlap: at least one bucket of 40 M parameters of each is seen; without the distributed optimizer an all-reduce",
-    "optimizer": "30 bytes per parameter of the rank's share, 8 per parameter of the rank, over memory bandwidth; 10 ms per step for the host",
+    "data p.": "reduce-scatter of fp32 gradients behind the last backward pass and all-gather of bf16 weights behind the first forward "
+    "pass, where they overlap: at least one bucket of 40 M parameters of each is seen; without the distributed optimizer an all-reduce",
+    "optimizer": "30 bytes per parameter of the rank's share, 8 per parameter of the rank, over memory bandwidth; 10 ms per step "
+    "for the host",
 }
 
 

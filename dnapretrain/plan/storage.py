@@ -12,9 +12,9 @@ NODE_WRITES = 2e9
 HOST_COPY = 20e9
 """Bytes per second from a GPU to pinned host memory: assumed, of PCIe's 25 to 50."""
 STORAGE_FORMULA = (
-    "read: a byte per base of every sample, by all copies of the model together (shards of 2 bits a base: a quarter). Checkpoint: per stored "
-    "parameter 14 bytes in bf16 (weight, main weight, two moments), 12 in fp32; written by all nodes together at 2 GB/s each (assumed), while "
-    "training waits for the copy to host memory only (20 GB/s per GPU, assumed) unless checkpoint.async_save=false"
+    "read: a byte per base of every sample, by all copies of the model together (shards of 2 bits a base: a quarter). Checkpoint: per "
+    "stored parameter 14 bytes in bf16 (weight, main weight, two moments), 12 in fp32; written by all nodes together at 2 GB/s each "
+    "(assumed), while training waits for the copy to host memory only (20 GB/s per GPU, assumed) unless checkpoint.async_save=false"
 )
 
 
