@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from dnapretrain.config import RunConfig
-from dnapretrain.config_file import load_config
+from dnapretrain.config_file import ALIASES, load_config
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.parallel.gpus import gpu_by_kind
@@ -217,8 +217,6 @@ def _gpt(
 
 def _config(model: dict[str, Any], length: int, parallel: dict[str, Any], batch: int, size: int, recompute: str) -> RunConfig:
     """Settings that this package could not train with, as far as the formulas look at them: their rules are not asked."""
-    from dnapretrain.config_file import ALIASES
-
     return RunConfig.model_validate(
         {
             "data": {"train": "nowhere", "sequence_length": length},

@@ -78,14 +78,15 @@ def step_time(config: RunConfig, length: int, vocab_size: int, pad_id: int, data
         there = sum((end[0] for end in ends), forward * layers[stage])
         back = sum((end[1] for end in ends), backward * layers[stage]) + _accumulation(gpu, parameters, engine)
         stages[stage] = (there + back, there, back, parameters)
-    slowest, there, back, parameters = max(stages.values(), key=lambda stage: stage[0].total)
+    fullest = max(stage[3] for stage in stages.values())
+    slowest, there, back, _ = max(stages.values(), key=lambda stage: stage[0].total)
     of_all = sum(stage[0].total for stage in stages.values()) + max(0, pp - 3) * stages[min(1, pp - 1)][0].total
     return StepTime(
-        *(slowest * num_microbatches).parts,
+        **vars(slowest * num_microbatches),
         bubble=(of_all - slowest.total) / (vpp or 1),
         pipeline_parallel=_pipeline(config, work.residual_tokens * work.hidden, data_parallel, num_microbatches, slowest.total, gpu),
-        data_parallel=_data_parallel(config, data_parallel, max(stage[3] for stage in stages.values()), there.total, back.total, gpu),
-        optimizer=_optimizer(config, data_parallel, max(stage[3] for stage in stages.values()), gpu),
+        data_parallel=_data_parallel(config, data_parallel, fullest, there.total, back.total, gpu),
+        optimizer=_optimizer(config, data_parallel, fullest, gpu),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 
@@ -31,12 +33,11 @@ def kept_bytes(env, store, tree, padded=False):
     chunks = build_chunks(config, tokenizer, platform)
     (module,) = wrap_for_precision(chunks, config.train.precision)
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    kept = {}
+    packed = []
 
     def pack(tensor):
-        storage = tensor.untyped_storage()  # held, so that its address is not given to another
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+        # Not held: Megatron-core adds residuals with gradients even where a layer is recomputed, and autograd lets that go again.
+        packed.append(weakref.ref(tensor.untyped_storage()))
         return tensor
 
     shape = (config.train.micro_batch_size, config.data.sequence_length)
@@ -48,11 +49,15 @@ def kept_bytes(env, store, tree, padded=False):
         documents = torch.arange(shape[1]).expand(shape) // 50
         mask = document_mask(documents, not config.is_masked, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
+        output = module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
+    gc.collect()
+    alive = [storage for reference in packed if (storage := reference()) is not None]
+    kept = {storage.data_ptr(): storage for storage in alive if storage.data_ptr() not in weights}
     for attention in module.modules():
         bias = getattr(attention, "_bias", None)
         if bias is not None:
             kept[bias.untyped_storage().data_ptr()] = bias.untyped_storage()
+    del output
     return sum(storage.nbytes() for storage in kept.values()), stage_activations(config, tokenizer.vocab_size, 1, 0, is_cuda=False)
 
 

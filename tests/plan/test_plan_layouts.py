@@ -144,7 +144,8 @@ def test_a_search_over_1024_gpus_takes_seconds(recipe):
 
 
 def test_recipes_on_their_published_machines_fit():
-    """The layout that we would run AIDO.DNA-7B with: no recomputation, tensor parallel 2, in less than the published 8 days."""
+    """AIDO.DNA-7B as the README says: without recomputation, in less than the published 8 days; the recipe's layout is nearly the best."""
     plan = make_plan(load_config("aido-dna-7b"), 256, gpu_by_kind("h100"))
-    best = plan["best_layouts"][0]
-    assert (best["tp"], best["cp"], best["pp"], best["recompute"]) == (2, 1, 1, "none") and 2 < best["days"] < 3
+    best, own = plan["best_layouts"][0], plan["own_layout"]
+    assert best["recompute"] == own["recompute"] == "none" and 2 < best["days"] <= own["days"] < 1.03 * best["days"]
+    assert (own["tp"], own["cp"], own["pp"], own["dp"], own["fits"]) == (2, 1, 1, 128, True)
