@@ -128,9 +128,10 @@ def add_plan(verbs: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from dnapretrain.config_file import load_config
+    from dnapretrain.data.tokens.tokenizers import countable_tokenizer
     from dnapretrain.parallel.gpus import gpu_by_kind, with_network
     from dnapretrain.plan.check import check_counts, format_check
-    from dnapretrain.plan.make import countable, make_plan
+    from dnapretrain.plan.make import make_plan
     from dnapretrain.plan.page import format_plan, write_layout
     from dnapretrain.plan.published import format_calibration
 
@@ -143,7 +144,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     gpu = with_network(gpu_by_kind(arguments.gpu), arguments.network_gbps)
     plan = make_plan(config, arguments.gpus, gpu, arguments.mfu)
-    check = check_counts(config, countable(config.tokenizer), arguments.gpus, arguments.check == "every") if arguments.check else []
+    check = (
+        check_counts(config, countable_tokenizer(config.tokenizer), arguments.gpus, arguments.check == "every") if arguments.check else []
+    )
     if arguments.json:
         print(json.dumps({**plan, "check": check} if arguments.check else plan, indent=1))
     else:

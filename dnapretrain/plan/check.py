@@ -14,24 +14,17 @@ def check_counts(config: RunConfig, tokenizer: Tokenizer, world_size: int, every
     Of every pipeline and tensor-parallel rank, or of `every_rank` of the job: those that share weights included.
     Raises ConfigError when the layout does not fit `world_size` ranks.
     """
-    import torch
-
-    from dnapretrain.model.build import build_chunks
-    from dnapretrain.parallel.groups import pretend_rank
-    from dnapretrain.parallel.platform import Platform
+    from dnapretrain.model.rank_player import count_parameters, played_chunks
 
     check_world(config, world_size)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"transformer_impl": "torch"})})
     parallel, rows = config.parallel, []
     tp, in_stage = parallel.tensor_model_parallel_size, world_size // parallel.pipeline_model_parallel_size
     for rank in range(world_size):
         pp_rank, tp_rank = rank // in_stage, rank % tp
         if rank % in_stage >= tp and not every_rank:
             continue
-        with pretend_rank(rank, world_size, parallel), torch.device("meta"):
-            platform = Platform(torch.device("meta"), "fake", rank, world_size)
-            chunks = build_chunks(config, tokenizer, platform, initialize_weights=False)
-        counted = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+        with played_chunks(config, tokenizer, rank, world_size) as chunks:
+            counted = count_parameters(chunks)
         formula = rank_parameters(config, tokenizer.vocab_size, tokenizer.pad_id, pp_rank)
         rows.append({"rank": rank, "pp_rank": pp_rank, "tp_rank": tp_rank, "formula": formula, "model": counted})
     return rows

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dnapretrain.config import RunConfig, TokenizerConfig, padded_vocab_size
-from dnapretrain.data.tokens.bpe import BASES, SPECIALS, BpeVocabulary
-from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
+from dnapretrain.config import RunConfig, padded_vocab_size
+from dnapretrain.data.tokens.tokenizers import Tokenizer, countable_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import FLOPS_FORMULA, stored_parameters, total_parameters
 from dnapretrain.model.memory import MEMORY_FORMULA
@@ -40,7 +39,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float | None = No
         raise ConfigError(f"--gpus = {num_gpus} is below 1. Give the number of GPUs.")
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu = {mfu} is not a share of the peak. Give a number above 0 and at most 1, e.g. 0.4.")
-    tokenizer = countable(config.tokenizer)
+    tokenizer = countable_tokenizer(config.tokenizer)
     compute = compute_of_run(config, tokenizer.vocab_size)
     length = max(stage["sequence_length"] for stage in compute["stages"])
     legal, refused = legal_layouts(config, tokenizer, num_gpus, gpu, length)
@@ -86,15 +85,6 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float | None = No
             "storage": STORAGE_FORMULA,
         },
     }
-
-
-def countable(settings: TokenizerConfig) -> Tokenizer:
-    """The tokenizer; where BPE has no file yet but tokenizer.vocab_size, one of as many tokens that only counts."""
-    if settings.kind != "bpe" or settings.vocab_size is None or (settings.file and settings.file.is_file()):
-        return build_tokenizer(settings)
-    known = (*SPECIALS, *BASES)
-    others = (f"#{number}" for number in range(len(known), settings.vocab_size))
-    return Tokenizer("bpe", settings.k, settings.base_order, settings.add_bos, settings.add_eos, BpeVocabulary((*known, *others), ()))
 
 
 def _whole_run(
