@@ -6,7 +6,6 @@ is found from the folder that `sbatch` is called in.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import textwrap
@@ -14,20 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.config import RunConfig
 from dnapretrain.config_file import load_config
 from dnapretrain.errors import ConfigError
-from dnapretrain.model.counts import pipeline_ends
 from dnapretrain.parallel.gpus import gpu_by_kind
 from dnapretrain.parallel.slurm_job import PREPROCESS, SlurmJob
-from dnapretrain.plan import make_plan
+from dnapretrain.plan.layouts import layout_overrides
+from dnapretrain.plan.make import make_plan
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 LAYOUT_SETTINGS = ("parallel.", "train.micro_batch_size", "train.recompute")
 """An override of one of these asks for the layout of the file instead of the plan's."""
-CONTEXT_PARALLEL = ("parallel.cp=", "parallel.context_parallel_size=")
-"""But for these: the plan takes context parallelism as set."""
-ASSUMED_MFU = 0.4
 MEMORY_PER_CPU = "4G"
 """Of a preprocessing task."""
 WRITTEN_BY = "Written by: "
@@ -42,8 +37,8 @@ def pretrain_script(source: str, overrides: Sequence[str], job: SlurmJob, file: 
     """
     job.check()
     config = load_config(source, overrides)
-    plan = make_plan(config, job.nodes * job.gpus_per_node, gpu_by_kind(job.gpu), ASSUMED_MFU)
-    own = any(override.startswith(LAYOUT_SETTINGS) and not override.startswith(CONTEXT_PARALLEL) for override in overrides)
+    plan = make_plan(config, job.nodes * job.gpus_per_node, gpu_by_kind(job.gpu))
+    own = any(override.startswith(LAYOUT_SETTINGS) for override in overrides)
     layout = _own_layout(plan) if own else _best_layout(plan)
     if config.train.slurm_margin >= job.margin:
         raise ConfigError(
@@ -81,27 +76,6 @@ def preprocess_script(tasks: int, job: SlurmJob, file: str = "") -> str:
     return _filled("preprocess.sbatch", PREPROCESS, job, file, texts)
 
 
-def layout_overrides(layout: dict[str, Any], config: RunConfig) -> list[str]:
-    """The settings of a layout of the plan, which replace those of `config`."""
-    first, last = pipeline_ends(config.model.num_layers, layout["pp"]) or (None, None)
-    settings = {
-        "tensor_model_parallel_size": ("parallel.tp", layout["tp"]),
-        "pipeline_model_parallel_size": ("parallel.pp", layout["pp"]),
-        "virtual_pipeline_model_parallel_size": ("parallel.vpp", layout["vpp"]),
-        "num_layers_in_first_pipeline_stage": ("parallel.num_layers_in_first_pipeline_stage", first),
-        "num_layers_in_last_pipeline_stage": ("parallel.num_layers_in_last_pipeline_stage", last),
-        "sequence_parallel": ("parallel.sequence_parallel", layout["sequence_parallel"]),
-        "use_distributed_optimizer": ("parallel.use_distributed_optimizer", layout["use_distributed_optimizer"]),
-    }
-    # What is not set, and is not in the file either, needs no word.
-    overrides = [
-        f"{name}={json.dumps(value)}"
-        for key, (name, value) in settings.items()
-        if value is not None or getattr(config.parallel, key) is not None
-    ]
-    return [*overrides, f"train.micro_batch_size={layout['micro_batch_size']}", f"train.recompute={layout['recompute']}"]
-
-
 def _best_layout(plan: dict[str, Any]) -> dict[str, Any]:
     if plan["best_layouts"]:
         return dict(plan["best_layouts"][0])
@@ -123,12 +97,12 @@ def _own_layout(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _head(name: str, plan: dict[str, Any], layout: dict[str, Any], job: SlurmJob, command: str) -> str:
-    days = plan["compute"]["days"]
-    time = "" if days is None else f" About {days:,.3g} days if MFU is {ASSUMED_MFU:.0%} (assumed)."
-    context = f" x context {layout['cp']}" if layout["cp"] > 1 else ""
+    days = layout["days"]
+    time = "" if days is None else f" {days:,.3g} days by formula (MFU {layout['mfu']:.0%}), if nothing stands still."
+    tensor = f"tensor {layout['tp']}" + (f" x context {layout['cp']}" if layout["cp"] > 1 else "")
     text = (
-        f"{name} on {job.nodes} node(s) of {job.gpus_per_node} x {job.gpu}: tensor {layout['tp']} x pipeline {layout['pp']}{context} "
-        f"x data {layout['dp']}, micro-batches of {layout['micro_batch_size']}, {layout['num_microbatches']} per step, recompute "
+        f"{name} on {job.nodes} node(s) of {job.gpus_per_node} x {job.gpu}: {tensor} x pipeline {layout['pp']} x data "
+        f"{layout['dp']}, micro-batches of {layout['micro_batch_size']}, {layout['num_microbatches']} per step, recompute "
         f"{layout['recompute']}; {layout['total_bytes'] / 2**30:.0f} GiB of {plan['gpu']['memory_bytes'] / 2**30:.0f} by formula, not "
         f"measured.{time}"
     )

@@ -109,10 +109,14 @@ def test_uneven_pipelines_get_their_ends():
     config = load_config("nt-v2-500m")
     layout = {
         "tp": 1,
+        "cp": 1,
         "pp": 2,
         "vpp": None,
+        "layers": [15, 14],
         "sequence_parallel": False,
         "use_distributed_optimizer": True,
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
         "micro_batch_size": 4,
         "recompute": "full",
     }

@@ -106,31 +106,55 @@ def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
 
 
 def add_plan(verbs: Any) -> None:
-    verb = verbs.add_parser("plan", help="before a run: parameters, memory of every layout, FLOPs, time")
-    verb.add_argument("config", type=Path, metavar="RECIPE_OR_FILE", help="as for pretrain; its data are not opened")
+    verb = verbs.add_parser("plan", help="before a run: parameters, memory and speed of every layout, FLOPs, days")
+    verb.add_argument("config", type=Path, nargs="?", metavar="RECIPE_OR_FILE", help="as for pretrain; its data are not opened")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file, or a YAML file that does")
-    verb.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
-    verb.add_argument("--gpu", required=True, metavar="KIND", help="kind of GPU, e.g. a100-80, h100, h200")
-    verb.add_argument("--mfu", type=float, default=0.4, help="share of the peak to assume for the time (default 0.4)")
-    verb.add_argument("--check", action="store_true", help="count the weights of every stage on the real model too (needs torch)")
+    verb.add_argument("--gpus", type=int, metavar="N", help="number of GPUs")
+    verb.add_argument("--gpu", metavar="KIND", help="kind of GPU, e.g. a100-40g, a100-80g, h100, h200, b200")
+    verb.add_argument("--network-gbps", type=float, metavar="G", help="Gbit/s of each GPU to other nodes, in place of the usual servers'")
+    verb.add_argument("--mfu", type=float, help="say the time at this share of the peak too, e.g. 0.1")
+    verb.add_argument("--write", type=Path, metavar="FILE", help="write the first layout as a settings file: pretrain RECIPE FILE")
+    verb.add_argument(
+        "--check",
+        nargs="?",
+        const="stages",
+        choices=("stages", "every"),
+        help="count the weights of every stage, or of every rank, on the real model too (needs torch)",
+    )
+    verb.add_argument("--calibration", action="store_true", help="published runs beside what the formulas say of them, and nothing else")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(verb=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from dnapretrain.config_file import load_config
-    from dnapretrain.parallel.gpus import gpu_by_kind
-    from dnapretrain.plan import check_counts, format_check, format_plan, make_plan
+    from dnapretrain.data.tokens.tokenizers import countable_tokenizer
+    from dnapretrain.parallel.gpus import gpu_by_kind, with_network
+    from dnapretrain.plan.check import check_counts, format_check
+    from dnapretrain.plan.make import make_plan
+    from dnapretrain.plan.page import format_plan, write_layout
+    from dnapretrain.plan.published import format_calibration
 
+    if arguments.calibration:
+        print(format_calibration())
+        return 0
+    for name, value in (("RECIPE_OR_FILE", arguments.config), ("--gpus N", arguments.gpus), ("--gpu KIND", arguments.gpu)):
+        if value is None:
+            raise ConfigError(f"plan needs {name}: dnapretrain plan RECIPE_OR_FILE --gpus N --gpu KIND.")
     config = load_config(arguments.config, arguments.overrides)
-    plan = make_plan(config, arguments.gpus, gpu_by_kind(arguments.gpu), arguments.mfu)
-    check = check_counts(config, arguments.gpus) if arguments.check else []
+    gpu = with_network(gpu_by_kind(arguments.gpu), arguments.network_gbps)
+    plan = make_plan(config, arguments.gpus, gpu, arguments.mfu)
+    check = (
+        check_counts(config, countable_tokenizer(config.tokenizer), arguments.gpus, arguments.check == "every") if arguments.check else []
+    )
     if arguments.json:
         print(json.dumps({**plan, "check": check} if arguments.check else plan, indent=1))
     else:
         print(format_plan(plan))
         if check:
             print(f"\n{format_check(check)}")
+    if arguments.write:
+        write_layout(plan, arguments.write, str(arguments.config))
     return 0 if all(row["formula"] == row["model"] for row in check) else 1
 
 

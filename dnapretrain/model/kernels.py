@@ -84,7 +84,7 @@ def transformer_fields(train: TrainConfig, parallel: ParallelConfig) -> dict[str
 def check_kernels(config: RunConfig, platform: Platform) -> None:
     """Raise ConfigError where this machine lacks what the settings of kernels ask for: nothing falls back in silence."""
     train = config.train
-    why = why_torch(config.model, platform, config.data.document_attention)
+    why = why_torch(config.model, platform, config.torch_only)
     lacks = [] if platform.is_cuda else ["a CUDA device"]
     lacks_te = lacks + ([] if HAVE_TE else ["an installed Transformer Engine that loads"])
     of_te_layers = {
@@ -178,7 +178,7 @@ def _sdpa_choice(config: RunConfig, weight: torch.Tensor) -> str:
 def kernel_paths(config: RunConfig, platform: Platform) -> dict[str, str]:
     """Name of each part -> which kernels it takes, for the lines at the start of a run."""
     train, parallel = config.train, config.parallel
-    uses_te = why_torch(config.model, platform, config.data.document_attention) is None
+    uses_te = why_torch(config.model, platform, config.torch_only) is None
     fused = {
         "rotation of queries and keys (Transformer Engine)": train.apply_rope_fusion,
         "SwiGLU with its bias (compiled)": train.bias_activation_fusion,

@@ -1,8 +1,9 @@
 """How many bytes a rank of a layout needs in training, part by part: closed formulas, no torch.
 
 What a part costs is said in MEMORY_FORMULA. Activations are the tensors that autograd keeps from the forward to the
-backward pass of the torch path (a test counts them on a real model); Transformer Engine's kernels keep much the same, but
-for attention's unfused ones, which keep heads x sequence^2: those of fp32, and of what neither flash-attn nor cuDNN takes.
+backward pass of the torch path (a test counts them on real models, another the most bytes of a real step); Transformer Engine's
+kernels keep much the same, but for fp32, which its unfused attention alone takes and keeps heads x sequence^2 for. On CUDA its layers
+are taken for granted where the settings allow them: model.transformer_impl=torch for a machine without.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from dnapretrain.model.counts import attention_widths, layer_weights, layers_on_
 MEMORY_FORMULA = {
     "weights": "per parameter 2 bytes in bf16, 4 in fp32; with train.fp8 2 more per layer weight: its FP8 copy, and that transposed",
     "gradients": "per parameter 4 bytes: summed in fp32",
-    "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights; divided by dp x cp with the distributed optimizer",
+    "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights, over dp x cp with the distributed optimizer",
     "activations": "what autograd keeps per token of a rank (micro-batch x sequence / cp) and layer, e bytes each value: "
     "norms 4 x hidden (inputs, outputs; over tp with sequence parallelism), queries, keys and values, rotated once more, and attention's "
     "output (over tp; of a causal model twice where cp > 1; nothing of sequence^2 but ALiBi's bias, / cp), "
     "feed-forward 5 x ffn if gated (3 with bias_activation_fusion), else 2 x ffn (over tp; what FP8 keeps smaller is not taken off), "
     "1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
-    "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
-    "attention's statistics; full keeps each layer's input. "
+    "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. Transformer Engine in fp32: 4 bytes per "
+    "head and pair of tokens. recompute=selective keeps all but what attention keeps for itself; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
     "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2 / cp, once per chunk and micro-batch "
     "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
-    "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer, "
-    "where cp > 1 keys and values of whole samples four times (gathered, in order, their gradients)",
-    "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 3 % of the rest for the allocator",
+    "working": "what lives for a moment: copies of the logits; or, with the head's activations gone, gradients of hidden states and of the "
+    "feed-forward's inner ones, one matrix's gradient before it is added, the scores of attention that is computed again, with "
+    "recompute=full one layer, where cp > 1 keys and values of whole samples four times (gathered, in order, their gradients)",
+    "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 5 % of the rest for the allocator's fragments",
 }
 ALLOWANCE_BYTES = 2 * 2**30
-ALLOWANCE_SHARE = 0.03
+ALLOWANCE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class RankMemory:
 
     pp_rank: int
     parameters: int
+    layers: int
+    chunks_in_flight: int
+    """Forward passes of a model chunk whose activations are held."""
+    layer_activations: int
+    """Of one layer and one micro-batch: part of `activations`, as many times as there are layers in flight."""
     weights: int
     gradients: int
     optimizer: int
@@ -54,8 +61,9 @@ class RankMemory:
 
 
 def busiest_rank(config: RunConfig, vocab_size: int, pad_id: int, data_parallel_size: int) -> RankMemory:
-    """The pipeline rank that needs most memory."""
-    stages = range(config.parallel.pipeline_model_parallel_size)
+    """The pipeline rank that needs most memory. Between the ends it is the second: later ones have fewer micro-batches in flight."""
+    pp = config.parallel.pipeline_model_parallel_size
+    stages = sorted({0, min(1, pp - 1), pp - 1})
     return max((rank_memory(config, vocab_size, pad_id, data_parallel_size, stage) for stage in stages), key=lambda rank: rank.total)
 
 
@@ -64,6 +72,7 @@ def rank_memory(config: RunConfig, vocab_size: int, pad_id: int, data_parallel_s
     parallel, is_bf16 = config.parallel, config.train.precision == "bf16"
     parameters = rank_weights(config, vocab_size, pad_id, pp_rank).on_rank(parallel.tensor_model_parallel_size)
     sharded_over = data_parallel_size * parallel.context_parallel_size if parallel.use_distributed_optimizer else 1
+    pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     parts = {
         "weights": _value_bytes(config) * parameters + _fp8_copies(config, pp_rank),
         "gradients": 4 * parameters,
@@ -72,7 +81,15 @@ def rank_memory(config: RunConfig, vocab_size: int, pad_id: int, data_parallel_s
         "working": _working(config, vocab_size, pp_rank),
     }
     allowance = ALLOWANCE_BYTES + int(ALLOWANCE_SHARE * sum(parts.values()))
-    return RankMemory(pp_rank=pp_rank, parameters=parameters, **parts, allowance=allowance)
+    return RankMemory(
+        pp_rank=pp_rank,
+        parameters=parameters,
+        layers=layers_on_rank(config, pp_rank),
+        chunks_in_flight=chunks_in_flight(pp, vpp, pp_rank, config.num_microbatches(data_parallel_size)),
+        layer_activations=layer_activations(config),
+        **parts,
+        allowance=allowance,
+    )
 
 
 def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: int, pp_rank: int, is_cuda: bool = True) -> int:
@@ -86,7 +103,7 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
         kept += _head_activations(config, vocab_size, is_cuda)
-    return kept + layers * _alibi_bias(config)
+    return kept + (_alibi_bias(config) if _is_transformer_engine(config, is_cuda) else layers * _alibi_bias(config))
 
 
 def chunks_in_flight(pp: int, vpp: int | None, pp_rank: int, num_microbatches: int) -> int:
@@ -121,9 +138,7 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     kept = 2 * residual_tokens * (_norm_input(config, is_cuda) + size * model.hidden_size)
     kept += tokens * size * (attention + feed_forward) // tp
     if recompute == "none":
-        kept += tokens * 4 * model.num_attention_heads // tp  # the softmax's statistics
-        if model.position_embedding_type == "alibi":  # where a sample is padded, every sample of the batch has a bias of its own
-            kept += config.train.micro_batch_size * _alibi_bias(config)
+        kept += _attention_keeps(config, is_cuda)
     if model.position_embedding_type == "rope":
         kept += 4 * config.data.longest_length // cp * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
@@ -134,6 +149,22 @@ def _fp8_copies(config: RunConfig, pp_rank: int) -> int:
     if config.train.fp8 == "none":
         return 0
     return 2 * layer_weights(config.model).split // config.parallel.tensor_model_parallel_size * layers_on_rank(config, pp_rank)
+
+
+def _attention_keeps(config: RunConfig, is_cuda: bool) -> int:
+    """Bytes that attention itself keeps of a micro-batch, which selective recomputation lets go."""
+    model, heads = config.model, config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
+    if not _is_transformer_engine(config, is_cuda):
+        # Where a sample is padded, every sample of the batch has a bias of its own.
+        return _tokens(config) * 4 * heads + config.train.micro_batch_size * _alibi_bias(config)
+    if config.train.precision == "bf16":
+        return _tokens(config) * 4 * heads  # the softmax's statistics
+    pairs = _tokens(config) * config.data.longest_length * heads
+    return pairs * (9 if model.attention_dropout else 4)  # probabilities; with dropout what is left of them, and which were dropped
+
+
+def _is_transformer_engine(config: RunConfig, is_cuda: bool) -> bool:
+    return is_cuda and config.model.transformer_impl != "torch" and not config.data.document_attention
 
 
 def _embedding_activations(config: RunConfig, is_cuda: bool) -> int:
@@ -162,21 +193,27 @@ def _head_activations(config: RunConfig, vocab_size: int, is_cuda: bool) -> int:
     return tokens // _sequence_parts(config) * per_token + tokens * (softmax + 9 + by_base)
 
 
-def _working(config: RunConfig, vocab_size: int, pp_rank: int) -> int:
+def _working(config: RunConfig, vocab_size: int, pp_rank: int, is_cuda: bool = True) -> int:
+    """Bytes above the activations at the worst moment: when the loss is computed, or in the backward pass of the first layer that it
+    reaches, when the head's activations are gone."""
     model, tp, size, tokens = config.model, config.parallel.tensor_model_parallel_size, _value_bytes(config), _tokens(config)
-    rows = padded_vocab_size(vocab_size)
     query, key_value = attention_widths(model)
-    widest_layer = max((5 if model.is_gated else 2) * model.ffn_hidden_size, 2 * query + 2 * key_value)
-    is_end = pp_rank in (0, config.parallel.pipeline_model_parallel_size - 1)
-    is_last = pp_rank == config.parallel.pipeline_model_parallel_size - 1
-    gradients = tokens * size * max(widest_layer, rows if is_last else 0) // tp + 2 * tokens * size * model.hidden_size
-    largest_rows = max((2 if model.is_gated else 1) * model.ffn_hidden_size, query + 2 * key_value, rows if is_end else 0)
-    recomputed = layer_activations(config, recompute="none") if config.train.recompute == "full" else 0
-    gathered = 0
+    rows = [(2 if model.is_gated else 1) * model.ffn_hidden_size, query + 2 * key_value, model.hidden_size * (model.kind == "encoder")]
+    in_layer = tokens * size * (2 * model.hidden_size + model.ffn_hidden_size // tp) + max(rows[:2]) * model.hidden_size // tp * size
+    if config.train.recompute == "full":
+        input_of_layer = size * tokens // _sequence_parts(config) * model.hidden_size
+        in_layer += layer_activations(config, is_cuda, recompute="none") - input_of_layer
+    elif config.train.recompute == "selective":
+        in_layer += _attention_keeps(config, is_cuda)
     if config.parallel.context_parallel_size > 1:
-        is_repeated = config.data.document_attention
-        gathered = 4 * 2 * (query if is_repeated else key_value) // tp * config.train.micro_batch_size * config.data.longest_length * size
-    return gradients + largest_rows * model.hidden_size // tp * size + recomputed + gathered
+        gathered = query if config.data.document_attention else key_value
+        in_layer += 4 * 2 * gathered // tp * config.train.micro_batch_size * config.data.longest_length * size
+    if pp_rank < config.parallel.pipeline_model_parallel_size - 1:
+        return in_layer
+    # Logits in the model's type and, in fp32, once more beside those that are kept; the metric's numbers of each token.
+    width = padded_vocab_size(vocab_size) // tp
+    of_loss = tokens * (width * (2 * size if size == 4 else size) + 160) + max(width, rows[2]) * model.hidden_size * size
+    return max(of_loss, in_layer - _head_activations(config, vocab_size, is_cuda))
 
 
 def _norm_input(config: RunConfig, is_cuda: bool) -> int:

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from dnapretrain.config import ParallelConfig, RunConfig
-from dnapretrain.config_rules import check_world
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.model.build import Chunk, build_chunks
-from dnapretrain.model.counts import rank_parameters
 from dnapretrain.parallel.groups import pretend_rank
 from dnapretrain.parallel.platform import Platform
 
@@ -42,20 +40,3 @@ def played_chunks(config: RunConfig, tokenizer: Tokenizer, rank: int, world_size
 def count_parameters(chunks: list[Chunk]) -> int:
     """Weights of a rank's chunks."""
     return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-
-
-def counted_ranks(config: RunConfig, tokenizer: Tokenizer, world_size: int) -> list[dict[str, int]]:
-    """Parameters of every pipeline and tensor-parallel rank: by the closed formula, and counted on the real model chunks.
-
-    Raises ConfigError when the layout does not fit `world_size` ranks.
-    """
-    check_world(config, world_size)
-    parallel, rows = config.parallel, []
-    for pp_rank in range(parallel.pipeline_model_parallel_size):
-        formula = rank_parameters(config, tokenizer.vocab_size, tokenizer.pad_id, pp_rank)
-        for tp_rank in range(parallel.tensor_model_parallel_size):
-            rank = rank_at(parallel, world_size, pp_rank, tp_rank)
-            with played_chunks(config, tokenizer, rank, world_size) as chunks:
-                counted = count_parameters(chunks)
-            rows.append({"rank": rank, "pp_rank": pp_rank, "tp_rank": tp_rank, "formula": formula, "model": counted})
-    return rows

@@ -1,13 +1,15 @@
-"""What GPUs can do, from NVIDIA's data sheets: memory, and dense bf16 tensor-core peak (without sparsity).
+"""What GPUs can do, from NVIDIA's data sheets: memory and its bandwidth, dense bf16 tensor-core peak (without sparsity), links.
 
 Sources: the product data sheets and briefs of A100, A10, H100, H200, HGX B200, L4 and L40S, and the RTX A6000 and
 Ada (RTX 4090) architecture papers. Where a sheet gives only the rate with sparsity, dense is half of it. Memory is
-the sheet's GB read as 10^9 bytes: a driver shows a few per cent more.
+the sheet's GB read as 10^9 bytes: a driver shows a few per cent more. Links are NVLink within a node where the usual
+servers have it, else PCIe, in one direction: half of what the sheets add up. The network is not on a GPU's sheet: it is that
+of NVIDIA's own servers (DGX A100: a 200 Gbit/s adapter per GPU; DGX H100, H200, B200: 400), else one of 100 Gbit/s for four.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnapretrain.errors import ConfigError
 
@@ -25,22 +27,29 @@ class Gpu:
     """Dense peak in TFLOP/s."""
     device_names: tuple[str, ...]
     """As torch.cuda.get_device_name gives them, without a leading 'NVIDIA '."""
+    memory_bandwidth: float
+    """Bytes per second."""
+    multiprocessors: int
+    link_bandwidth: float
+    """Bytes per second and direction to the other GPUs of a node."""
+    network_bandwidth: float
+    """Bytes per second and direction to other nodes, for each GPU."""
 
 
 GPUS = (
-    Gpu("a10", 24 * 10**9, 125.0, ("A10",)),
-    Gpu("a100-40", 40 * 10**9, 312.0, ("A100-SXM4-40GB", "A100-PCIE-40GB")),
-    Gpu("a100-80", 80 * 10**9, 312.0, ("A100-SXM4-80GB", "A100 80GB PCIe")),
-    Gpu("a6000", 48 * 10**9, 154.8, ("RTX A6000",)),
-    Gpu("b200", 180 * 10**9, 2250.0, ("B200",)),
-    Gpu("h100", 80 * 10**9, 989.0, ("H100 80GB HBM3",)),
-    Gpu("h100-nvl", 94 * 10**9, 835.0, ("H100 NVL",)),
-    Gpu("h100-pcie", 80 * 10**9, 756.0, ("H100 PCIe",)),
-    Gpu("h200", 141 * 10**9, 989.0, ("H200",)),
-    Gpu("h200-nvl", 141 * 10**9, 835.0, ("H200 NVL",)),
-    Gpu("l4", 24 * 10**9, 121.0, ("L4",)),
-    Gpu("l40s", 48 * 10**9, 362.0, ("L40S",)),
-    Gpu("rtx-4090", 24 * 10**9, 165.0, ("GeForce RTX 4090",)),
+    Gpu("a10", 24 * 10**9, 125.0, ("A10",), 0.600e12, 72, 32e9, 3.1e9),
+    Gpu("a100-40", 40 * 10**9, 312.0, ("A100-SXM4-40GB", "A100-PCIE-40GB"), 1.555e12, 108, 300e9, 25e9),
+    Gpu("a100-80", 80 * 10**9, 312.0, ("A100-SXM4-80GB", "A100 80GB PCIe"), 2.039e12, 108, 300e9, 25e9),
+    Gpu("a6000", 48 * 10**9, 154.8, ("RTX A6000",), 0.768e12, 84, 32e9, 3.1e9),
+    Gpu("b200", 180 * 10**9, 2250.0, ("B200",), 7.7e12, 148, 900e9, 50e9),
+    Gpu("h100", 80 * 10**9, 989.0, ("H100 80GB HBM3",), 3.35e12, 132, 450e9, 50e9),
+    Gpu("h100-nvl", 94 * 10**9, 835.0, ("H100 NVL",), 3.9e12, 132, 64e9, 25e9),
+    Gpu("h100-pcie", 80 * 10**9, 756.0, ("H100 PCIe",), 2.0e12, 114, 64e9, 25e9),
+    Gpu("h200", 141 * 10**9, 989.0, ("H200",), 4.8e12, 132, 450e9, 50e9),
+    Gpu("h200-nvl", 141 * 10**9, 835.0, ("H200 NVL",), 4.8e12, 132, 450e9, 25e9),
+    Gpu("l4", 24 * 10**9, 121.0, ("L4",), 0.300e12, 58, 32e9, 3.1e9),
+    Gpu("l40s", 48 * 10**9, 362.0, ("L40S",), 0.864e12, 142, 32e9, 3.1e9),
+    Gpu("rtx-4090", 24 * 10**9, 165.0, ("GeForce RTX 4090",), 1.008e12, 128, 32e9, 3.1e9),
 )
 
 
@@ -50,6 +59,15 @@ def gpu_by_kind(kind: str) -> Gpu:
         if kind.lower() in (gpu.kind, f"{gpu.kind}g"):
             return gpu
     raise ConfigError(f"no data sheet for GPU '{kind}'. Known: {', '.join(gpu.kind for gpu in GPUS)}.")
+
+
+def with_network(gpu: Gpu, gbps: float | None) -> Gpu:
+    """`gpu` with a network of `gbps` Gbit/s of its own, where that is given. Raises ConfigError unless it is positive."""
+    if gbps is None:
+        return gpu
+    if not 0 < gbps < float("inf"):
+        raise ConfigError(f"--network-gbps = {gbps} is no speed. Give Gbit/s per GPU, e.g. 400.")
+    return replace(gpu, network_bandwidth=gbps * 1e9 / 8)
 
 
 def gpu_by_device_name(name: str) -> Gpu | None:

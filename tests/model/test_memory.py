@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 
 from dnapretrain.config_file import config_from_dict
-from dnapretrain.model.memory import busiest_rank, chunks_in_flight, rank_memory, stage_activations
+from dnapretrain.model.memory import busiest_rank, chunks_in_flight, layer_activations, rank_memory, stage_activations
 
+PARTS = ("weights", "gradients", "optimizer", "activations", "working", "allowance")
 TOLERANCE = 0.03
 """Small tensors that the formula leaves out, such as dropout's factors per sample."""
 
@@ -31,12 +34,11 @@ def kept_bytes(env, store, tree, padded=False):
     chunks = build_chunks(config, tokenizer, platform)
     (module,) = wrap_for_precision(chunks, config.train.precision)
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    kept = {}
+    packed = []
 
     def pack(tensor):
-        storage = tensor.untyped_storage()  # held, so that its address is not given to another
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+        # Not held: Megatron-core adds residuals with gradients even where a layer is recomputed, and autograd lets that go again.
+        packed.append(weakref.ref(tensor.untyped_storage()))
         return tensor
 
     plain_pack = context_parallel._KeysAndValues.pack
@@ -65,11 +67,14 @@ def kept_bytes(env, store, tree, padded=False):
             output = module(tokens, positions, mask, labels=tokens)
     finally:
         context_parallel._KeysAndValues.pack = plain_pack
-    del output
+    gc.collect()
+    alive = [storage for reference in packed if (storage := reference()) is not None]
+    kept = {storage.data_ptr(): storage for storage in alive if storage.data_ptr() not in weights}
     for attention in module.modules():
         bias = getattr(attention, "_bias", None)
         if bias is not None:
             kept[bias.untyped_storage().data_ptr()] = bias.untyped_storage()
+    del output
     return sum(storage.nbytes() for storage in kept.values()), stage_activations(config, tokenizer.vocab_size, 1, 0, is_cuda=False)
 
 
@@ -100,6 +105,8 @@ DNABERT2 = {
     "ffn_dropout": "inner",
     "untie_embeddings_and_output_weights": False,
 }
+NT_V2 = {"num_query_groups": None, "kind": "encoder", "normalization": "LayerNorm", "attention_bias": True}
+AIDO_DNA = {**NT_V2, "ffn_in_bias": True, "ffn_out_bias": True, "untie_embeddings_and_output_weights": False}
 DOCUMENTS = {"data.sampling": "packed", "data.document_attention": True}
 ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": "none", "hidden_dropout": 0.1}
 
@@ -117,9 +124,19 @@ ENCODER = {"num_query_groups": 1, "kind": "encoder", "position_embedding_type": 
         (DECODER, False, {"parallel.tp": 2}),
         (DECODER, False, {"parallel.tp": 2, "parallel.sequence_parallel": True}),
         (NT_V1, False, {}),
+        (NT_V1, False, {"train.recompute": "selective"}),
+        (NT_V1, False, {"train.recompute": "full"}),
+        (NT_V2, False, {}),
+        (NT_V2, False, {"train.recompute": "selective"}),
+        (NT_V2, False, {"train.recompute": "full"}),
+        (AIDO_DNA, False, {}),
+        (AIDO_DNA, False, {"train.recompute": "selective"}),
+        (AIDO_DNA, False, {"train.recompute": "full"}),
         (NT_V1, True, {"parallel.tp": 2, "parallel.sequence_parallel": True}),
         (DNABERT2, True, {}),
         (DNABERT2, True, {"parallel.tp": 2}),
+        (DNABERT2, True, {"train.recompute": "selective"}),
+        (DNABERT2, True, {"train.recompute": "full"}),
         (ENCODER, False, {}),
         ({**ENCODER, "num_query_groups": 2}, False, {}),
         (ENCODER, False, {"train.recompute": "full"}),
@@ -198,7 +215,7 @@ def test_parts_of_a_rank(tiny_config):
     of_layers = 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96)  # qkv, projection, gated feed-forward
     assert in_fp8.weights - in_bf16.weights == 2 * of_layers
     parts = dataclasses.asdict(memory)
-    assert memory.total == sum(value for name, value in parts.items() if name not in ("pp_rank", "parameters"))
+    assert memory.total == sum(value for name, value in parts.items() if name in PARTS)
 
 
 def test_the_busiest_rank_is_the_one_that_needs_most(tiny_config):
@@ -206,3 +223,41 @@ def test_the_busiest_rank_is_the_one_that_needs_most(tiny_config):
     of_stages = [rank_memory(config, 10, 0, 1, stage) for stage in range(4)]
     assert of_stages[0].activations > 1.5 * of_stages[2].activations  # four micro-batches in flight, and two
     assert busiest_rank(config, 10, 0, 1) == max(of_stages, key=lambda memory: memory.total)
+
+
+def test_scores_of_transformer_engines_fp32_attention_are_kept(tiny_config):
+    """On CUDA, where its layers are taken: 2 samples x 4 heads x 32^2 scores of 4 bytes, with dropout 9; torch's kernels keep none."""
+    torch_path, te = (config_from_dict(tiny_config(**{"model.transformer_impl": name})) for name in ("torch", "auto"))
+    statistics = 2 * 32 * 4 * 4
+    scores = 4 * 2 * 4 * 32**2
+    assert layer_activations(te) - layer_activations(torch_path) == scores - statistics
+    assert layer_activations(te, recompute="selective") == layer_activations(torch_path, recompute="selective")
+    assert layer_activations(te, is_cuda=False) == layer_activations(torch_path, is_cuda=False)
+    in_bf16 = [config_from_dict(tiny_config(**{"model.transformer_impl": name, "train.precision": "bf16"})) for name in ("torch", "auto")]
+    assert layer_activations(in_bf16[0]) == layer_activations(in_bf16[1])
+
+
+def test_transformer_engine_has_one_alibi_bias_for_all_layers(tiny_config):
+    trees = [tiny_config(**{"train.precision": "bf16", "train.recompute": "selective"}) for _ in range(2)]
+    for tree, name in zip(trees, ("torch", "auto"), strict=True):
+        tree["model"].update({**DNABERT2, "transformer_impl": name})
+        tree["data"]["masking"] = {"mlm_probability": 0.15}
+    torch_path, te = (stage_activations(config_from_dict(tree), 10, 1, 0) for tree in trees)
+    assert torch_path - te == 3 * 4 * 32**2 * 2  # of four layers, 4 heads
+
+
+def test_context_parallel_ranks_share_the_sequence(tiny_config):
+    whole, half = (config_from_dict(tiny_config(**{"train.precision": "bf16", "parallel.cp": cp})) for cp in (1, 2))
+    assert layer_activations(half) * 2 == layer_activations(whole)
+    assert rank_memory(half, 10, 0, 2, 0).weights == rank_memory(whole, 10, 0, 4, 0).weights
+    shared = {"train.precision": "bf16", "parallel.use_distributed_optimizer": True}
+    whole, half = (config_from_dict(tiny_config(**shared, **{"parallel.cp": cp})) for cp in (1, 2))
+    assert rank_memory(half, 10, 0, 2, 0).optimizer == rank_memory(whole, 10, 0, 4, 0).optimizer
+
+
+def test_no_stage_between_needs_more_than_the_second(tiny_config):
+    settings = {"parallel.pp": 8, "model.num_layers": 8, "train.global_batch_size": 32, "data.sequence_length": 256}
+    for recompute in ("none", "full"):
+        config = config_from_dict(tiny_config(**settings, **{"train.recompute": recompute}))
+        needed = [rank_memory(config, 10, 0, 1, stage).total for stage in range(8)]
+        assert max(needed) == busiest_rank(config, 10, 0, 1).total and needed[1:7] == sorted(needed[1:7], reverse=True)

@@ -12,14 +12,16 @@ import yaml
 
 from dnapretrain.cli import main
 from dnapretrain.config_file import config_from_dict, load_config
-from dnapretrain.config_rules import check_world
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.parallel.gpus import Gpu, gpu_by_kind
-from dnapretrain.plan import check_counts, format_check, format_plan, legal_layouts, make_plan, rank_layouts
+from dnapretrain.plan.check import check_counts, format_check
+from dnapretrain.plan.layouts import with_layout
+from dnapretrain.plan.make import make_plan
+from dnapretrain.plan.page import format_plan
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "gpt.yaml"
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "gpt.yaml"
 GENERATOR_3B = {
     "data": {"train": "nowhere", "sequence_length": 16_384},
     "tokenizer": {"kind": "kmer", "k": 6},
@@ -52,94 +54,77 @@ def test_no_torch_no_megatron_no_data(recipe):
     assert "parameters   2,998,096,896" in result.stdout
 
 
-def test_every_layout_passes_the_rules_and_every_other_is_counted():
-    config = generator()
-    layouts, refused = legal_layouts(config, build_tokenizer(config.tokenizer), 32, gpu_by_kind("h100"))
-    for layout in layouts:
-        assert sum(layout.layers) == 30 and len(layout.layers) == layout.pp and max(layout.layers) == -(-30 // layout.pp)
-        ends = {} if 30 % layout.pp == 0 else {"num_layers_in_first_pipeline_stage": layout.layers[0]}
-        ends |= {"num_layers_in_last_pipeline_stage": layout.layers[-1]} if ends else {}
-        own = {"tp": layout.tp, "pp": layout.pp, "sequence_parallel": layout.sequence_parallel, **ends}
-        tried = generator(parallel=own, train={"micro_batch_size": layout.micro_batch_size, "recompute": layout.recompute})
-        assert check_world(tried, 32) == layout.dp
-        assert layout.num_microbatches * layout.micro_batch_size * layout.dp == 128
-    stages, sizes = 11, 8  # divisors of 30 layers, and 4, 8, 16; 1, 2, 4, ... 128 samples
-    assert len(layouts) // 3 + sum(refused.values()) == 4 * stages * sizes  # tp 1, 2, 4, 8
-    assert {layout.tp for layout in layouts} == {1, 2, 4}
-    assert refused["model.num_query_groups = # is not divisible by parallel.tensor_model_parallel_size = #"] == stages * sizes
-    assert all("{" not in rule and "4" not in rule for rule in refused)
-
-
-def test_a_sequence_that_does_not_divide_is_planned_without_sequence_parallelism():
-    config = generator(data={"sequence_length": 1002})
-    layouts, _ = legal_layouts(config, build_tokenizer(config.tokenizer), 8, gpu_by_kind("h100"))
-    assert {(layout.tp, layout.sequence_parallel) for layout in layouts} == {(1, False), (2, True), (4, False)}
-
-
-def test_the_order_is_the_stated_one():
-    config = generator(train={"global_batch_size": 512})
-    layouts, _ = legal_layouts(config, build_tokenizer(config.tokenizer), 64, gpu_by_kind("h100"))
-    ranked = rank_layouts(layouts)
-    assert [layout.tp * layout.pp for layout in ranked] == sorted(layout.tp * layout.pp for layout in ranked)
-    assert len({(layout.tp, layout.pp) for layout in ranked}) == len(ranked)
-    order = ["none", "selective", "full"]
-    for best in ranked:
-        assert best.fits
-        rivals = [layout for layout in layouts if layout.fits and (layout.tp, layout.pp) == (best.tp, best.pp)]
-        assert order.index(best.recompute) == min(order.index(layout.recompute) for layout in rivals)
-        rivals = [layout for layout in rivals if layout.recompute == best.recompute]
-        assert best.bubble == min(layout.bubble for layout in rivals)
-        assert best.micro_batch_size == max(layout.micro_batch_size for layout in rivals if layout.bubble == best.bubble)
-
-
 def test_the_files_own_layout_is_shown_even_where_it_does_not_fit():
-    plan = make_plan(generator(), 64, gpu_by_kind("h100"), 0.4)
+    plan = make_plan(generator(), 64, gpu_by_kind("h100"))
     own = plan["own_layout"]
     assert (own["tp"], own["pp"], own["dp"], own["fits"]) == (1, 1, 64, False)
     assert own["total_bytes"] - own["free_bytes"] > own["total_bytes"]
     (line,) = [line for line in format_plan(plan).splitlines() if line.endswith("<- the file's")]
     assert f"NO, {-own['free_bytes'] / 2**30:.1f} too much" in line
-    illegal = make_plan(generator(parallel={"pp": 3}), 64, gpu_by_kind("h100"), 0.4)
+    illegal = make_plan(generator(parallel={"pp": 3}), 64, gpu_by_kind("h100"))
     assert illegal["own_layout"] is None
     assert "the file's layout is not legal here: 64 rank(s) cannot hold tensor parallel 1 x pipeline parallel 3" in format_plan(illegal)
 
 
 def test_the_files_own_layout_stands_in_its_place_when_it_is_among_the_best():
-    best = make_plan(generator(), 64, gpu_by_kind("h200"), 0.4)["best_layouts"][1]
-    chosen = {"tp": best["tp"], "pp": best["pp"], "sequence_parallel": best["sequence_parallel"], "use_distributed_optimizer": True}
-    plan = make_plan(generator(parallel=chosen, train={"micro_batch_size": best["micro_batch_size"]}), 64, gpu_by_kind("h200"), 0.4)
+    best = make_plan(generator(), 64, gpu_by_kind("h200"))["best_layouts"][1]
+    plan = make_plan(with_layout(generator(), best), 64, gpu_by_kind("h200"))
     rows = [line for line in format_plan(plan).splitlines() if "| yes" in line]
     assert [row.endswith("<- the file's") for row in rows].index(True) == 1
     assert len(rows) == min(8, len(plan["best_layouts"]))
 
 
 def test_a_layout_that_fits_nowhere_says_the_way_out():
-    plan = make_plan(generator(), 1, Gpu("tiny", 10**9, 100.0, ()), 0.4)
+    plan = make_plan(generator(), 1, Gpu("tiny", 10**9, 100.0, (), 1e12, 100, 1e11, 1e10))
     assert plan["best_layouts"] == []
     assert "no legal layout fits: use more GPUs" in format_plan(plan)
 
 
 def test_more_memory_is_asked_for_exactly_where_the_sum_exceeds_the_gpu():
     config = generator(train={"micro_batch_size": 1, "recompute": "full"})
-    needed = make_plan(config, 8, gpu_by_kind("h200"), 0.4)["own_layout"]["total_bytes"]
+    needed = make_plan(config, 8, gpu_by_kind("h200"))["own_layout"]["total_bytes"]
     for spare, fits in ((0, True), (-1, False)):
-        own = make_plan(config, 8, Gpu("just", needed + spare, 100.0, ()), 0.4)["own_layout"]
+        own = make_plan(config, 8, Gpu("just", needed + spare, 100.0, (), 1e12, 100, 1e11, 1e10))["own_layout"]
         assert (own["fits"], own["free_bytes"]) == (fits, spare)
 
 
 def test_arithmetic_of_compute_and_time():
     config = generator()
-    compute = make_plan(config, 64, gpu_by_kind("a100-80"), 0.5)["compute"]
+    plan = make_plan(config, 64, gpu_by_kind("a100-80"), 0.5)
+    compute, assumed, best = plan["compute"], plan["assumed"], plan["best_layouts"][0]
     flops = flops_per_token(config.model, 16_384, 4101) * 128 * 16_384
-    assert compute["flops_per_step"] == flops
-    assert compute["seconds_per_step"] == pytest.approx(flops / (64 * 312e12 * 0.5))
-    assert compute["days"] == pytest.approx(1000 * compute["seconds_per_step"] / 86_400)
-    assert compute["tokens_per_second"] == pytest.approx(128 * 16_384 / compute["seconds_per_step"])
-    assert make_plan(generator(train={"precision": "fp32"}), 64, gpu_by_kind("a100-80"), 0.5)["compute"]["days"] is None
+    assert compute["flops_per_step"] == flops and compute["flops_of_run"] == 1000 * flops
+    assert assumed["seconds_per_step"] == pytest.approx(flops / (64 * 312e12 * 0.5))
+    assert assumed["days"] == pytest.approx(1000 * assumed["seconds_per_step"] / 86_400)
+    assert assumed["tokens_per_second"] == pytest.approx(128 * 16_384 / assumed["seconds_per_step"])
+    assert best["days"] == pytest.approx(1000 * best["seconds_per_step"] / 86_400)
+    assert best["gpu_hours"] == pytest.approx(best["days"] * 24 * 64)
+    assert best["tokens_per_second"] == pytest.approx(128 * 16_384 / best["seconds_per_step"])
+    assert best["mfu"] == pytest.approx(flops / best["seconds_per_step"] / (64 * 312e12))
+    assert "assumed" in plan and make_plan(config, 64, gpu_by_kind("a100-80"))["assumed"] is None
+
+
+def test_no_time_is_said_of_fp32():
+    plan = make_plan(generator(train={"precision": "fp32"}, data={"sequence_length": 2048}), 64, gpu_by_kind("a100-80"), 0.5)
+    assert plan["assumed"]["days"] is None and plan["best_layouts"][0]["days"] is None
+    ranked = [layout["tp"] * layout["cp"] * layout["pp"] for layout in plan["best_layouts"]]
+    assert ranked == sorted(ranked)
+    assert "nothing said for fp32" in format_plan(plan) and "no time is said of fp32" in format_plan(plan)
+
+
+def test_disks():
+    plan = make_plan(generator(), 64, gpu_by_kind("h100"))
+    disk, best = plan["storage"], plan["best_layouts"][0]
+    assert disk["bytes_read_per_second"] == pytest.approx(6 * best["tokens_per_second"])
+    assert disk["checkpoint_bytes"] == 14 * plan["parameters"]["stored"]
+    assert disk["checkpoint_seconds"] == pytest.approx(disk["checkpoint_bytes"] / 2e9)  # one rank writes: its weights are everybody's
+    spread = make_plan(generator(parallel={"use_distributed_optimizer": True}), 64, gpu_by_kind("h100"))["storage"]
+    assert spread["checkpoint_seconds"] == pytest.approx(disk["checkpoint_seconds"] / 8)
+    assert spread["checkpoint_pause_seconds"] == pytest.approx(disk["checkpoint_bytes"] / 64 / 20e9)
 
 
 def test_a_ramp_makes_the_run_shorter():
-    run = make_plan(generator(train={"rampup_batch_size": [64, 64, 6400]}), 32, gpu_by_kind("h100"), 0.4)["run"]
+    run = make_plan(generator(train={"rampup_batch_size": [64, 64, 6400]}), 32, gpu_by_kind("h100"))["run"]
     assert run == {"steps": 1000, "samples": 121_600, "tokens": 121_600 * 16_384, "bases_at_most": 121_600 * 16_384 * 6}
 
 
@@ -149,15 +134,17 @@ def test_lengths_are_summed_over_the_run_and_memory_is_that_of_the_longest():
         generator(data={"stages": stages}),
         {length: generator(data={"sequence_length": length}) for length in (4096, 16_384, 32_768)},
     )
-    plan = make_plan(config, 64, gpu_by_kind("h100"), 0.4)
-    whole = {length: make_plan(of_length, 64, gpu_by_kind("h100"), 0.4) for length, of_length in plain.items()}
+    plan = make_plan(config, 64, gpu_by_kind("h100"))
+    whole = {length: make_plan(of_length, 64, gpu_by_kind("h100")) for length, of_length in plain.items()}
     assert plan["run"]["tokens"] == 128 * (900 * 4096 + 100 * 16_384) and plan["run"]["samples"] == 128_000
-    for name in ("flops_of_run", "days"):
-        assert plan["compute"][name] == pytest.approx(0.9 * whole[4096]["compute"][name] + 0.1 * whole[16_384]["compute"][name])
+    of_lengths = [whole[length]["compute"]["flops_of_run"] for length in (4096, 16_384)]
+    assert plan["compute"]["flops_of_run"] == pytest.approx(0.9 * of_lengths[0] + 0.1 * of_lengths[1])
+    own = {length: of_length["own_layout"] for length, of_length in whole.items()}
+    assert plan["own_layout"]["days"] == pytest.approx(0.9 * own[4096]["days"] + 0.1 * own[16_384]["days"])
     assert plan["sequence_length"] == 16_384, "the last stage is beyond the end of the run"
-    assert plan["compute"]["seconds_per_step"] == whole[16_384]["compute"]["seconds_per_step"]
+    assert plan["own_layout"]["seconds_per_step"] == own[16_384]["seconds_per_step"]
     assert [stage["from_step"] for stage in plan["compute"]["stages"]] == [1, 901]
-    assert [layout["memory"] for layout in plan["legal_layouts"]] == [layout["memory"] for layout in whole[32_768]["legal_layouts"]]
+    assert plan["own_layout"]["memory"] == own[32_768]["memory"]
     assert "from step 901: sequence 16,384, 12,800 samples, 2,097,152 tokens per step" in format_plan(plan)
     assert "from step" not in format_plan(whole[4096])
 
@@ -166,13 +153,14 @@ def test_command_line(recipe, capsys):
     assert main(["plan", str(recipe), "--gpus", "64", "--gpu", "H100", "parallel.tp=4", "--json", "--mfu", "0.3"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["own_layout"]["tp"] == 4
-    assert plan["compute"]["assumed_mfu"] == 0.3
+    assert plan["assumed"]["mfu"] == 0.3
     assert plan["gpu"]["kind"] == "h100"
-    assert plan["best_layouts"][0] in plan["legal_layouts"]
+    best = plan["best_layouts"][0]
+    assert {name: best[name] for name in plan["legal_layouts"][0]} in plan["legal_layouts"]
     assert main(["plan", str(QUICKSTART), "--gpus", "2", "--gpu", "l4"]) == 0
     page = capsys.readouterr().out
     assert "parameters   855,680 (885,888 with the vocabulary's padding)" in page
-    assert max(map(len, page.splitlines())) <= 180
+    assert max(len(line) for line in page.splitlines() if not line.startswith("as settings")) <= 190
 
 
 @pytest.mark.parametrize(
@@ -181,6 +169,8 @@ def test_command_line(recipe, capsys):
         (["--gpus", "64", "--gpu", "v100"], "no data sheet for GPU 'v100'. Known: a10, "),
         (["--gpus", "0", "--gpu", "h100"], "--gpus = 0 is below 1."),
         (["--gpus", "8", "--gpu", "h100", "--mfu", "40"], "--mfu = 40.0 is not a share of the peak."),
+        (["--gpus", "8"], "plan needs --gpu KIND"),
+        (["--gpus", "8", "--gpu", "h100", "--network-gbps", "0"], "--network-gbps = 0.0 is no speed."),
         (["--gpus", "8", "--gpu", "h100", "model.layers=3"], "unknown config key 'model.layers'"),
     ],
 )
@@ -192,15 +182,16 @@ def test_mistakes_are_one_line(recipe, capsys, arguments, says):
     assert printed.err.count("\n") == 1
 
 
-def check_in_rank(env, store, tree, gpus, wrong_by=0):
-    from dnapretrain import plan
+def check_in_rank(env, store, tree, gpus, wrong_by=0, every_rank=False):
+    from dnapretrain.plan import check
 
-    right = plan.rank_parameters
-    plan.rank_parameters = lambda *arguments: right(*arguments) + wrong_by
+    config = config_from_dict(tree)
+    right = check.rank_parameters
+    check.rank_parameters = lambda *arguments: right(*arguments) + wrong_by
     try:
-        return check_counts(config_from_dict(tree), gpus)
+        return check_counts(config, build_tokenizer(config.tokenizer), gpus, every_rank)
     finally:
-        plan.rank_parameters = right
+        check.rank_parameters = right
 
 
 def test_the_check_plays_every_stage_and_tensor_parallel_rank(ranks, tiny_config):
@@ -214,7 +205,17 @@ def test_the_check_plays_every_stage_and_tensor_parallel_rank(ranks, tiny_config
     (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=16, wrong_by=1)
     assert format_check(rows).count("DIFFERENT") == 4
     with pytest.raises(ConfigError, match="cannot hold"):
-        check_counts(config_from_dict(tree), 4)
+        check_counts(config_from_dict(tree), build_tokenizer(config_from_dict(tree).tokenizer), 4)
+
+
+def test_every_rank_of_a_large_job_has_the_weights_of_the_formula(ranks, tiny_config):
+    parallel = {"parallel.tp": 2, "parallel.pp": 4, "parallel.vpp": 2, "model.num_layers": 8}
+    tree = tiny_config(**parallel, **{"train.micro_batch_size": 1, "train.global_batch_size": 128})
+    (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=256, every_rank=True)
+    assert [row["rank"] for row in rows] == list(range(256))
+    assert [row["pp_rank"] for row in rows] == [rank // 64 for rank in range(256)]
+    assert all(row["formula"] == row["model"] for row in rows)
+    assert "on each of 64 rank(s): equal" in format_check(rows)
 
 
 def test_context_parallelism_is_planned_as_set(ranks, tiny_config):
@@ -235,7 +236,7 @@ def test_context_parallelism_is_planned_as_set(ranks, tiny_config):
 def test_a_check_that_fails_is_the_exit_code(recipe, capsys, monkeypatch):
     row = {"rank": 0, "pp_rank": 0, "tp_rank": 0, "formula": 10}
     for counted, code in ((10, 0), (11, 1)):
-        monkeypatch.setattr("dnapretrain.plan.check_counts", lambda config, gpus, counted=counted: [{**row, "model": counted}])
+        monkeypatch.setattr("dnapretrain.plan.check.check_counts", lambda *arguments, counted=counted: [{**row, "model": counted}])
         assert main(["plan", str(recipe), "--gpus", "64", "--gpu", "h100", "--check"]) == code
     assert "DIFFERENT on rank 0: 11" in capsys.readouterr().out
 
@@ -243,5 +244,5 @@ def test_a_check_that_fails_is_the_exit_code(recipe, capsys, monkeypatch):
 def test_a_plan_changes_nothing_in_the_settings_it_is_given():
     config = load_config(QUICKSTART)
     before = config.model_dump()
-    make_plan(config, 8, gpu_by_kind("h100"), 0.4)
+    make_plan(config, 8, gpu_by_kind("h100"))
     assert config.model_dump() == before

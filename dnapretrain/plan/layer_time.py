@@ -1,0 +1,235 @@
+"""Seconds that a rank needs for one micro-batch: one transformer layer, and what lies before and behind the layers.
+
+Operations over the rate of the unit that does them, bytes over bandwidth, launches over the host's rate. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dnapretrain.config import RunConfig
+from dnapretrain.model.counts import attention_widths
+from dnapretrain.parallel.gpus import Gpu
+from dnapretrain.plan.hardware import (
+    BACKWARD_ATTENTION,
+    HEAD_RAMP,
+    LAUNCH_SECONDS,
+    MASKED_ATTENTION,
+    MEMORY_SHARE,
+    RAMP,
+    TILE,
+    Engine,
+    gather_seconds,
+    shares,
+)
+
+VALUE_BYTES = 2
+"""Of bf16. No time is said of fp32, which the data sheet's peak is not for."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time by what it is spent on."""
+
+    matmul: float = 0.0
+    attention: float = 0.0
+    elementwise: float = 0.0
+    launches: float = 0.0
+    """What the host's launches take longer than the kernels."""
+    tensor_parallel: float = 0.0
+    """Collectives that nothing hides."""
+    context_parallel: float = 0.0
+    recomputed: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(*(mine + its for mine, its in zip(self.parts, other.parts, strict=True)))
+
+    def __mul__(self, times: float) -> Seconds:
+        return Seconds(*(part * times for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """All parts, in their order."""
+        return (
+            self.matmul,
+            self.attention,
+            self.elementwise,
+            self.launches,
+            self.tensor_parallel,
+            self.context_parallel,
+            self.recomputed,
+        )
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        return sum(self.parts)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One micro-batch on one rank, in numbers: widths are those of the whole model."""
+
+    tokens: int
+    """Of this rank: its part of the sequence with context parallelism, all of it with sequence parallelism."""
+    keys: int
+    """Tokens that a query may look at, before causality."""
+    hidden: int
+    query: int
+    key_value: int
+    head_dim: int
+    ffn: int
+    is_gated: bool
+    is_rotated: bool
+    is_causal: bool
+    has_mask: bool
+    has_dropout: bool
+    tp: int
+    cp: int
+    sequence_parallel: bool
+    recompute: str
+
+    @property
+    def residual_tokens(self) -> int:
+        """Tokens between the tensor-parallel regions."""
+        return self.tokens // self.tp if self.sequence_parallel else self.tokens
+
+
+def work_of(config: RunConfig, length: int) -> Work:
+    """What each rank does with a micro-batch of samples of `length` tokens."""
+    model, parallel = config.model, config.parallel
+    query, key_value = attention_widths(model)
+    return Work(
+        tokens=config.train.micro_batch_size * length // parallel.context_parallel_size,
+        keys=length,
+        hidden=model.hidden_size,
+        query=query,
+        key_value=key_value,
+        head_dim=model.head_dim,
+        ffn=model.ffn_hidden_size,
+        is_gated=model.is_gated,
+        is_rotated=model.position_embedding_type == "rope",
+        is_causal=model.kind == "decoder",
+        has_mask=config.data.document_attention,
+        has_dropout=model.hidden_dropout > 0,
+        tp=parallel.tensor_model_parallel_size,
+        cp=parallel.context_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        recompute=config.train.recompute,
+    )
+
+
+def matmul_seconds(gpu: Gpu, rows: int, columns: int, terms: int) -> float:
+    """A product [rows, terms] x [terms, columns] in bf16: by arithmetic in whole waves of tiles, or by memory if that takes longer."""
+    tiles = math.ceil(rows / TILE) * math.ceil(columns / TILE)
+    waves = math.ceil(tiles / gpu.multiprocessors)
+    of_wave = 2.0 * TILE * TILE * gpu.multiprocessors * (terms + RAMP)
+    moved = VALUE_BYTES * (rows * terms + terms * columns + rows * columns)
+    return max(waves * of_wave / (gpu.bf16_tflops * 1e12 * shares(gpu).matmul), moved / (gpu.memory_bandwidth * MEMORY_SHARE))
+
+
+def attention_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[float, float]:
+    """Attention, forward and backward. Fused: 4 and 10 x tokens x keys x width operations (the backward kernels compute the scores again),
+    half of them where attention is causal; all of them with a mask of documents. Not fused: 4 and 8 x, and scores through memory."""
+    pairs = work.tokens * work.keys / work.tp
+    if not engine.fused_attention:
+        heads, bandwidth = work.query // work.head_dim, gpu.memory_bandwidth * MEMORY_SHARE
+        rate = gpu.bf16_tflops * 1e12 * shares(gpu).matmul * work.head_dim / (work.head_dim + HEAD_RAMP)
+        moved = VALUE_BYTES * heads * pairs / bandwidth
+        return 4.0 * pairs * work.query / rate + 6.0 * moved, 8.0 * pairs * work.query / rate + 10.0 * moved
+    scores = pairs * work.query * (0.5 if work.is_causal and not work.has_mask else 1.0)
+    share = shares(gpu).attention * engine.attention * (MASKED_ATTENTION if work.has_mask else 1.0)
+    rate = gpu.bf16_tflops * 1e12 * share * work.head_dim / (work.head_dim + HEAD_RAMP)
+    return 4.0 * scores / rate, 10.0 * scores / (rate * BACKWARD_ATTENTION)
+
+
+def elementwise_passes(work: Work, engine: Engine) -> tuple[float, float]:
+    """Values read and written, forward and backward, by all that is no matrix product: norms, residuals, rotation, activation."""
+    residual = work.residual_tokens * work.hidden
+    rotated = work.tokens * (work.query + work.key_value) / work.tp if work.is_rotated else 0.0
+    inner = work.tokens * work.ffn / work.tp
+    around = (16.0, 18.0) if work.has_dropout else (10.0, 12.0)  # two norms (2; 3 backward), two additions (3), dropout's values and masks
+    rotation = (2.0, 2.0) if engine.fused_elementwise else (10.0, 10.0)  # times cosine, half turned, times sine, sum
+    if work.is_gated:
+        activation = (3.0, 5.0) if engine.fused_elementwise else (5.0, 13.0)
+    else:
+        activation = (2.0, 3.0) if engine.fused_elementwise else (4.0, 3.0)  # the bias is added in a pass of its own
+    forward, backward = (around[way] * residual + rotation[way] * rotated + activation[way] * inner for way in (0, 1))
+    return forward, backward
+
+
+def kernels(work: Work, engine: Engine) -> tuple[int, int]:
+    """Launches of a layer, forward and backward: counted in Megatron-core's layer, to a few."""
+    return (16, 30) if engine.fused_elementwise else (28, 55)
+
+
+@lru_cache(maxsize=100_000)
+def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Seconds]:
+    """One layer, forward and backward (with what it recomputes)."""
+    tp, size = work.tp, VALUE_BYTES
+    column = ((work.query + 2 * work.key_value) // tp, work.hidden), ((2 if work.is_gated else 1) * work.ffn // tp, work.hidden)
+    row = (work.hidden, work.query // tp), (work.hidden, work.ffn // tp)
+    forward_matmul = sum(matmul_seconds(gpu, work.tokens, rows, terms) for rows, terms in (*column, *row))
+    input_gradients = [matmul_seconds(gpu, work.tokens, terms, rows) for rows, terms in (*column, *row)]
+    weight_gradients = [matmul_seconds(gpu, rows, terms, work.tokens) for rows, terms in (*column, *row)]
+    attention, attention_backward = attention_seconds(gpu, work, engine)
+    bandwidth = gpu.memory_bandwidth * MEMORY_SHARE
+    passes, passes_backward = elementwise_passes(work, engine)
+    launches, launches_backward = kernels(work, engine)
+
+    gather = gather_seconds(gpu, work.tokens * work.hidden * size, tp, 1)
+    seen = 1 / tp if engine.overlaps_tensor_parallel else 1.0
+    forward_tp = 4 * gather * seen  # two all-reduces, or with sequence parallelism an all-gather and a reduce-scatter twice
+    if work.sequence_parallel:  # gathering inputs anew hides behind input gradients, scattering these behind weight gradients
+        behind = (*input_gradients[:2], *weight_gradients[:2])
+        backward_tp = 2 * gather * seen + sum(max(0.0, gather - hidden) for hidden in behind)
+    else:
+        backward_tp = sum(max(0.0, 2 * gather - hidden) for hidden in weight_gradients[:2])
+    keys_and_values = 2 * work.tokens * work.cp * work.key_value / tp * size
+    exchange = gather_seconds(gpu, keys_and_values, work.cp, tp)
+
+    forward = _with_launches(Seconds(forward_matmul, attention, passes * size / bandwidth, 0.0, forward_tp, exchange), launches)
+    again = {"none": 0.0, "selective": attention + exchange, "full": forward.total}[work.recompute]
+    backward = Seconds(
+        sum(input_gradients) + sum(weight_gradients),
+        attention_backward,
+        passes_backward * size / bandwidth,
+        0.0,
+        backward_tp,
+        2 * exchange,
+        again,
+    )
+    return forward, _with_launches(backward, launches_backward)
+
+
+@lru_cache(maxsize=100_000)
+def head_seconds(gpu: Gpu, work: Work, rows: int, is_encoder: bool) -> tuple[Seconds, Seconds]:
+    """What follows the layers, forward and backward: the encoder's dense layer, the projection to `rows` tokens, the loss in fp32."""
+    columns = rows // work.tp
+    dense = (work.residual_tokens, work.hidden, work.hidden)
+    forward = matmul_seconds(gpu, work.tokens, columns, work.hidden) + (matmul_seconds(gpu, *dense) if is_encoder else 0.0)
+    backward = matmul_seconds(gpu, work.tokens, work.hidden, columns) + matmul_seconds(gpu, columns, work.hidden, work.tokens)
+    backward += 2 * matmul_seconds(gpu, *dense) if is_encoder else 0.0
+    logits, bandwidth = work.tokens * columns, gpu.memory_bandwidth * MEMORY_SHARE
+    gather = gather_seconds(gpu, work.tokens * work.hidden * VALUE_BYTES, work.tp, 1)
+    loss = Seconds(
+        forward, 0.0, 36.0 * logits / bandwidth, 0.0, gather if work.sequence_parallel else 0.0
+    )  # bytes: softmax in several passes
+    gradient = Seconds(backward, 0.0, 12.0 * logits / bandwidth, 0.0, gather if work.sequence_parallel else 2 * gather)
+    return _with_launches(loss, 30), _with_launches(gradient, 20)
+
+
+@lru_cache(maxsize=100_000)
+def embedding_seconds(gpu: Gpu, work: Work) -> tuple[Seconds, Seconds]:
+    """What comes before the layers, forward and backward: a look-up, summed over tensor-parallel ranks."""
+    moved = work.tokens * work.hidden * VALUE_BYTES / (gpu.memory_bandwidth * MEMORY_SHARE)
+    gather = gather_seconds(gpu, work.tokens * work.hidden * VALUE_BYTES, work.tp, 1)
+    forward = Seconds(0.0, 0.0, 4 * moved, 0.0, gather if work.sequence_parallel else 2 * gather)
+    return _with_launches(forward, 10), _with_launches(Seconds(0.0, 0.0, 6 * moved, 0.0, gather if work.sequence_parallel else 0.0), 10)
+
+
+def _with_launches(seconds: Seconds, launches: int) -> Seconds:
+    """`seconds`, and what the host takes longer to launch the kernels than they run."""
+    return seconds + Seconds(launches=max(0.0, launches * LAUNCH_SECONDS - seconds.total))
