@@ -14,7 +14,9 @@ from dnapretrain.cli import main
 from dnapretrain.config_file import load_config, recipe_names
 from dnapretrain.config_rules import check_world
 from dnapretrain.errors import ConfigError
+from dnapretrain.parallel.gpus import gpu_by_kind
 from dnapretrain.parallel.slurm_job import CONTAINERS, LAUNCHERS, SlurmJob, job_seconds
+from dnapretrain.plan.make import make_plan
 from dnapretrain.slurm import layout_overrides, preprocess_script, pretrain_script
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "slurm"
@@ -62,7 +64,17 @@ def test_the_layout_is_legal_and_the_settings_win():
     own = pretrain_script("generator-3b", ["parallel.tp=4", "train.micro_batch_size=1"], SlurmJob(nodes=4))
     assert "generator-3b parallel.tp=4 train.micro_batch_size=1 " in own and "tensor 4 x" in own
     context = pretrain_script("generator-3b", ["parallel.cp=8"], SlurmJob(nodes=4))
-    assert "generator-3b parallel.cp=8 parallel.tp=" in context and " x context 8 x data" in context.replace("\n#", "")
+    assert "generator-3b parallel.cp=8 " in context and " x context 8 x " in context.replace("\n#", "")
+
+
+def test_the_simplest_of_equally_fast_layouts_is_taken():
+    plan = make_plan(load_config("generator-3b"), 32, gpu_by_kind("h100"))
+    first = plan["best_layouts"][0]
+    assert first["cp"] > 1  # a little faster by formula than any without context parallelism
+    script = pretrain_script("generator-3b", [], SlurmJob(nodes=4))
+    assert "tensor 2 x pipeline 1 x data 16" in script
+    (simple,) = [layout for layout in plan["best_layouts"] if (layout["tp"], layout["cp"], layout["pp"]) == (2, 1, 1)]
+    assert simple["seconds_per_step"] < 1.05 * first["seconds_per_step"]
 
 
 @pytest.mark.parametrize(

@@ -218,16 +218,10 @@ def test_every_rank_of_a_large_job_has_the_weights_of_the_formula(ranks, tiny_co
     assert "on each of 64 rank(s): equal" in format_check(rows)
 
 
-def test_context_parallelism_is_planned_as_set(ranks, tiny_config):
-    long = {"sequence_length": 2**20}
-    plans = {cp: make_plan(generator(data=long, parallel={"cp": cp}), 64, gpu_by_kind("h100"), 0.4) for cp in (1, 4, 16)}
-    assert not plans[1]["best_layouts"] and plans[16]["best_layouts"]
-    for cp, plan in plans.items():
-        assert all(layout["cp"] == cp and layout["tp"] * layout["pp"] * cp * layout["dp"] == 64 for layout in plan["legal_layouts"])
-    assert "context parallel 16 as set" in format_plan(plans[16]) and "context parallel" not in format_plan(plans[1]).partition("memory")[0]
-    assert "a larger parallel.context_parallel_size" in format_plan(plans[1])
-    one, four = (plans[cp]["own_layout"]["memory"] for cp in (1, 4))
-    assert four["activations"] < 0.3 * one["activations"] and four["weights"] == one["weights"]
+def test_a_context_of_a_million_is_spread_over_ranks(ranks, tiny_config):
+    plan = make_plan(generator(data={"sequence_length": 2**20}), 64, gpu_by_kind("h100"))
+    assert plan["best_layouts"][0]["cp"] >= 4
+    assert all(layout["tp"] * layout["cp"] * layout["pp"] * layout["dp"] == 64 for layout in plan["legal_layouts"])
     tree = tiny_config(**{"parallel.tp": 2, "parallel.pp": 2, "parallel.cp": 2})
     (rows,) = ranks.run(1, check_in_rank, tree=tree, gpus=16)
     assert [row["rank"] for row in rows] == [0, 1, 8, 9] and all(row["formula"] == row["model"] for row in rows)
