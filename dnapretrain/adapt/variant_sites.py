@@ -6,7 +6,7 @@ Positions are 0-based; text for people is 1-based. A `Site` is a variant as a mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dnapretrain.adapt.intervals import reverse_complement_text
@@ -67,7 +67,7 @@ class Site:
 
 @dataclass
 class Reference:
-    """The contigs of a sequence file that are asked for, one byte per base, and what did not fit."""
+    """The contigs of a sequence file that are asked for, one byte per base, and where they lie."""
 
     path: Path
     contigs: Mapping[str, str]
@@ -75,8 +75,6 @@ class Reference:
     places: Mapping[str, list[Place]]
     """Where the contigs of the variants lie; nowhere: left out."""
     on_mismatch: str = "error"
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Why alleles were not scored -> how many."""
 
     def site(self, variant: Variant, flank: int, source: str) -> Site | str:
         """The site with at most `flank` bases on each side, or why there is none.
@@ -86,6 +84,8 @@ class Reference:
         found = self._contig(variant)
         if found is None:
             return "no contig"
+        if variant.alt == ".":
+            return "no ALT allele"
         if not is_sequence(variant.alt.encode()):
             return "symbolic allele"
         name, start = found
@@ -101,10 +101,6 @@ class Reference:
         if not BASES.issuperset(variant.ref + variant.alt):
             return "ambiguous allele"
         return trimmed(bases[max(0, start - flank) : start], variant.ref, variant.alt, bases[end : end + flank], flank)
-
-    def count(self, reason: str) -> None:
-        """One more allele that is not scored."""
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def _contig(self, variant: Variant) -> tuple[str, int] | None:
         """Contig of the file and position on it; of several windows, the one that the variant begins in."""

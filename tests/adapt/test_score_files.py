@@ -81,7 +81,7 @@ def test_each_allele_has_a_row_in_the_order_of_the_vcf(name, folders, reference,
     ]
     indel = "likelihood" if name == "generator" else "pseudo"
     assert [row["method"] for row in rows] == ["marginal"] * 3 + [indel, "marginal", "NA", "NA", "marginal", "NA", "marginal"]
-    assert [row["reason"] for row in rows if row["method"] == "NA"] == ["symbolic allele", "symbolic allele", "ambiguous allele"]
+    assert [row["reason"] for row in rows if row["method"] == "NA"] == ["symbolic allele", "no ALT allele", "ambiguous allele"]
     assert {row["strands"] for row in rows if row["method"] != "NA"} == {"2"}
     columns = [column for column in rows[0] if column.startswith(("llr", "likelihood", "cosine", "l1", "l2", "dot"))]
     assert columns[:3] == ["llr", "likelihood", "cosine_mean_layer0"] and len(columns) == 2 + 16
@@ -93,9 +93,9 @@ def test_each_allele_has_a_row_in_the_order_of_the_vcf(name, folders, reference,
         wanted = score_sites(backbone, [site], settings)[0].values
         assert {column: float(row[column]) for column in columns} == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     said = capsys.readouterr().out
-    assert "2 of 10 alleles have no score: symbolic allele" in said and "1 of 10 alleles have no score: ambiguous allele" in said
+    assert "1 of 10 alleles have no score: symbolic allele" in said and "1 of 10 alleles have no score: ambiguous allele" in said
     about = json.loads((tmp_path / "scores.tsv.gz.json").read_text())
-    assert about["num_alleles"] == 10 and about["reasons"] == {"symbolic allele": 2, "ambiguous allele": 1}
+    assert about["num_alleles"] == 10 and about["reasons"] == {"symbolic allele": 1, "no ALT allele": 1, "ambiguous allele": 1}
     assert about["settings"]["both_strands"] is True and about["fasta"] == str(reference)
 
 
