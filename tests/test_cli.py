@@ -41,6 +41,7 @@ SCRIPTS = [
     "generate",
     "embed",
     "probe",
+    "score",
     "plan",
     "slurm",
     "report",

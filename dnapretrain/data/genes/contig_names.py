@@ -31,12 +31,14 @@ def match_contigs(
     skip_missing: bool,
     path: Path,
     options: tuple[str, str] = FLAGS,
+    where: str = "the shard",
 ) -> dict[str, list[Place]]:
     """The places of each name; an empty list leaves its genes out.
 
-    `rule` is None (names are equal), `chr` (see `plain_name`; equal names come first) or a mapping file: `name<tab>contig` or
-    `name<tab>contig<tab>offset`, where `-` as contig leaves the name out and an offset makes the contig a window (several lines
-    may then have one name). Raises DataError for a name that has no contig, and for names between which the rule cannot tell.
+    `where` is what messages call the home of `contigs`. `rule` is None (names are equal), `chr` (see `plain_name`; equal names come
+    first) or a mapping file: `name<tab>contig` or `name<tab>contig<tab>offset`, where `-` as contig leaves the name out and an offset
+    makes the contig a window (several lines may then have one name). Raises DataError for a name that has no contig, and for names
+    between which the rule cannot tell.
     """
     names = list(dict.fromkeys(names))
     known = dict.fromkeys(contigs)
@@ -44,12 +46,12 @@ def match_contigs(
     if rule == RULE:
         found = _by_rule(names, known, options[0])
     elif rule is not None:
-        found |= _read_map(Path(rule), set(names), known, options[0])
+        found |= _read_map(Path(rule), set(names), known, options[0], where)
     missing = [name for name in names if name not in found]
     if missing and (not skip_missing or not any(found.values())):
         raise DataError(
-            f"{path}: '{missing[0]}' ({len(missing)} of {len(names)} names) is no contig of the shard. The file has {_some(names)}; the "
-            f"shard has {_some(contigs)}. Give {options[0]} MAP.tsv (name<tab>contig), {options[0]} chr where names differ in "
+            f"{path}: '{missing[0]}' ({len(missing)} of {len(names)} names) is no contig of {where}. The file has {_some(names)}; "
+            f"{where} has {_some(contigs)}. Give {options[0]} MAP.tsv (name<tab>contig), {options[0]} chr where names differ in "
             f"'chr' and that of the mitochondrion only, or {options[1]} to leave them out"
         )
     return {name: found.get(name, []) for name in names}
@@ -78,7 +80,7 @@ def _by_rule(names: Iterable[str], contigs: dict[str, None], option: str) -> dic
     return found
 
 
-def _read_map(path: Path, names: set[str], contigs: dict[str, None], option: str) -> dict[str, list[Place]]:
+def _read_map(path: Path, names: set[str], contigs: dict[str, None], option: str, where: str) -> dict[str, list[Place]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -96,7 +98,7 @@ def _read_map(path: Path, names: set[str], contigs: dict[str, None], option: str
         if rest[0] == "-":
             continue
         if rest[0] not in contigs:
-            raise ConfigError(f"{path}: line {number}: '{rest[0]}' is no contig of the shard, which has {_some(contigs)}. Mend it")
+            raise ConfigError(f"{path}: line {number}: '{rest[0]}' is no contig of {where}, which has {_some(contigs)}. Mend it")
         if places and (len(rest) == 1 or places[-1].offset is None):
             raise ConfigError(f"{path}: line {number}: '{name}' has two contigs; only windows (with an offset) share a name. Mend it")
         places.append(Place(rest[0], int(rest[1]) if len(rest) == 2 else None))

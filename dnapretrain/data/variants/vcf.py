@@ -1,4 +1,4 @@
-"""VCF files, plain or packed, read once and line by line: the header checked, genotypes of chosen samples only.
+"""VCF files, plain or packed, read once and line by line: the header checked, genotypes of chosen samples only, or sites alone.
 
 Coordinates are 0-based half-open. Every error names the file and the line.
 """
@@ -48,6 +48,8 @@ class VcfRecord:
     format: bytes
     calls: bytes
     """The columns of all samples."""
+    id: bytes = b"."
+    info: bytes = b"."
 
     @property
     def end(self) -> int:
@@ -76,6 +78,8 @@ class VcfFile:
     """One VCF file: `open()` reads its header, `records()` the rest, once."""
 
     path: Path
+    sites: bool = False
+    """Only sites are asked for: columns of genotypes may be missing, and records may stand in any order."""
     samples: list[str] = field(default_factory=list)
     contig_lengths: dict[str, int] = field(default_factory=dict)
     """Of the contigs for which the header tells it."""
@@ -102,10 +106,13 @@ class VcfFile:
         return self
 
     def records(self) -> Iterator[VcfRecord]:
-        """The records in order. Raises DataError where the file is cut, damaged, not sorted, or a line is wrong."""
+        """The records in order. Raises DataError where the file is cut, damaged, not sorted (unless `sites`), or a line is wrong."""
         contig, start, seen = "", -1, set[str]()
         for line in self._lines():
             record = self._record(line)
+            if self.sites:
+                yield record
+                continue
             if record.contig != contig:
                 if record.contig in seen:
                     self.fail(f"contig '{record.contig}' comes a second time. Sort the file, for example with bcftools sort")
@@ -154,7 +161,8 @@ class VcfFile:
                 self.fail("this is BCF. Write it as VCF first: bcftools view -Oz -o file.vcf.gz file.bcf")
             if not line.startswith(b"##fileformat=VCF"):
                 shown = line[:60].decode("utf-8", "backslashreplace").replace("\t", " ")
-                self.fail(f"not a VCF: it should begin with '##fileformat=VCFv4', not '{shown}'. Give a VCF with genotypes (column FORMAT)")
+                kind = "" if self.sites else " with genotypes (column FORMAT)"
+                self.fail(f"not a VCF: it should begin with '##fileformat=VCFv4', not '{shown}'. Give a VCF{kind}")
         text = line.decode("utf-8", "backslashreplace")
         if line.startswith(b"##"):
             name, length = CONTIG.match(text), CONTIG_LENGTH.search(text)
@@ -164,6 +172,8 @@ class VcfFile:
         columns = line.split(b"\t")
         if columns[: len(COLUMNS)] != COLUMNS:
             self.fail("this should be the line '#CHROM POS ID REF ALT QUAL FILTER INFO FORMAT ...', with tabs. The header is damaged")
+        if self.sites:
+            return False
         if len(columns) <= FIXED_COLUMNS or columns[FIXED_COLUMNS - 1] != b"FORMAT":
             self.fail("the file holds sites without genotypes (no column FORMAT with samples). Give the VCF of the phased samples")
         self.samples = text.split("\t")[FIXED_COLUMNS:]
@@ -174,9 +184,12 @@ class VcfFile:
 
     def _record(self, line: bytes) -> VcfRecord:
         fields = line.split(b"\t", FIXED_COLUMNS)
-        if len(fields) <= FIXED_COLUMNS:
-            self.fail(f"{len(fields)} columns in place of {FIXED_COLUMNS + len(self.samples)}: cut or damaged. Fetch the file again")
-        contig, position, _, ref, alt = fields[:5]
+        num_columns = len(COLUMNS) if self.sites else FIXED_COLUMNS + 1
+        if len(fields) < num_columns:
+            wanted = num_columns if self.sites else FIXED_COLUMNS + len(self.samples)
+            self.fail(f"{len(fields)} columns in place of {wanted}: cut or damaged. Fetch the file again")
+        contig, position, name, ref, alt = fields[:5]
+        genotypes = (b"", b"") if self.sites else (fields[FIXED_COLUMNS - 1], fields[FIXED_COLUMNS])
         if not contig or not POSITION.fullmatch(position):
             self.fail(f"POS is {_shown(position)} on contig {_shown(contig)}. Give the position as a number")
         if not ALLELE.fullmatch(ref):
@@ -189,8 +202,9 @@ class VcfFile:
             start,
             ref.upper(),
             alts,
-            fields[FIXED_COLUMNS - 1],
-            fields[FIXED_COLUMNS],
+            *genotypes,
+            name,
+            fields[len(COLUMNS) - 1],
         )
 
 
