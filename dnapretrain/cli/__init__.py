@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import audit, evaluate, models, runs, sequence, slurm
+from dnapretrain.cli import adapt, audit, evaluate, models, runs, sequence, slurm
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate.add_evaluate,
         models.add_convert,
         models.add_generate,
+        adapt.add_embed,
         runs.add_plan,
         slurm.add_slurm,
         runs.add_report,
