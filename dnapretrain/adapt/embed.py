@@ -7,7 +7,7 @@ batch sizes differ in their last bits.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,10 @@ def embed_sequences(
     forward = _pooled(backbone, backbone.encoder.encode_all(sequences, names, first_row), settings, first_row, len(sequences))
     if not settings.both_strands:
         return forward
+    counts = replace(backbone.encoder.counts)  # a sequence counts once
     other = [reverse_complement_text(sequence) for sequence in sequences]
     backward = _pooled(backbone, backbone.encoder.encode_all(other, names, first_row), settings, first_row, len(sequences))
+    backbone.encoder.counts = counts
     return (forward + backward) / 2
 
 

@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         models.add_convert,
         models.add_generate,
         adapt.add_embed,
+        adapt.add_probe,
         runs.add_plan,
         slurm.add_slurm,
         runs.add_report,

@@ -142,3 +142,68 @@ def _embed(arguments: argparse.Namespace) -> int:
         print(f"{arguments.picture}: {arguments.projection.upper()}")
     sys.stderr.write(f"{time.monotonic() - begun:.1f} s on {backbone.device}\n")
     return 0
+
+
+def add_probe(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "probe",
+        help="what a frozen model's layers know of a task: linear probes and small MLPs on embeddings",
+        description="Nucleotide Transformer's protocol: embeddings of up to ten layers, logistic regression and a small MLP on each, ten "
+        "folds, settings by a tree-structured Parzen search. Equal sequences and reverse complements stay in one fold. Settings, layer and "
+        "probe are chosen by the folds; the test table takes no part in that.",
+    )
+    verb.add_argument("model", type=Path, metavar="MODEL", help=MODEL)
+    verb.add_argument("--train", required=True, type=Path, metavar="TABLE", help=TABLE)
+    verb.add_argument("--test", type=Path, metavar="TABLE", help="scored with bootstrap intervals")
+    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="probe.json, probe.png, embeddings/")
+    verb.add_argument("--layers", metavar="LIST", help="for example 0,6,-1; default: ten at most, evenly")
+    verb.add_argument("--probes", default="logistic,mlp", metavar="LIST", help="of logistic (ridge for regression), mlp (default both)")
+    verb.add_argument("--task", default="classification", metavar="classification|regression")
+    verb.add_argument(
+        "--metric", default="", metavar="NAME", help="searched for: mcc, f1, f1_weighted, accuracy, auroc, auprc; pearson, spearman, r2"
+    )
+    verb.add_argument("--folds", type=int, default=10, metavar="N", help="default 10")
+    verb.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="of each probe and layer; the first has the defaults (default 20)"
+    )
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the result does not depend on it (default 1)")
+    verb.add_argument("--pooling", default="mean", metavar="mean|cls|last|max", help="see embed (default mean)")
+    verb.add_argument("--cache", type=Path, metavar="DIR", help="of embeddings, by content (default: DIR/embeddings of --output)")
+    verb.add_argument("--json", action="store_true", help="print what probe.json holds")
+    add_table_options(verb)
+    add_backbone_options(verb)
+    verb.set_defaults(verb=_probe)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from dnapretrain.adapt.probe import ProbeSettings, format_probe, run_probe
+    from dnapretrain.adapt.tables import read_table
+
+    settings = ProbeSettings(
+        layers=parse_layers(arguments.layers) if arguments.layers else None,
+        probes=tuple(arguments.probes.split(",")),
+        task=arguments.task,
+        metric=arguments.metric,
+        num_folds=arguments.folds,
+        num_trials=arguments.trials,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        pooling=arguments.pooling,
+        both_strands=arguments.both_strands,
+        tokens_per_batch=arguments.tokens_per_batch,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        on_long=arguments.on_long,
+        max_tokens=arguments.max_tokens,
+        random_weights=arguments.random_weights,
+    )
+    settings.check()
+    options = table_options(arguments, needs_labels=True)
+    train = read_table(arguments.train, options)
+    test = read_table(arguments.test, options) if arguments.test else None
+    found = run_probe(
+        arguments.model, train, test, arguments.output, settings, arguments.cache, lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    print((arguments.output / "probe.json").read_text() if arguments.json else format_probe(found))
+    return 0

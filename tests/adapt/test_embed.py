@@ -75,7 +75,9 @@ def test_pooling_equals_the_plain_loop(name, backbones):
 
 def test_both_strands_are_averaged(backbones):
     backbone = backbones["aido-dna"]
+    counted = backbone.encoder.counts.sequences
     both = embed_sequences(backbone, SEQUENCES, EmbedSettings(both_strands=True))
+    assert backbone.encoder.counts.sequences == counted + 5
     other = [reverse_complement_text(sequence) for sequence in SEQUENCES]
     assert other[1] == "TGTCAA" and other[2].endswith("NACGT")
     assert both == pytest.approx(embed_sequences(backbone, other, EmbedSettings(both_strands=True)), abs=1e-5)
