@@ -86,7 +86,7 @@ def embed_sequences(
     other = [reverse_complement_text(sequence) for sequence in sequences]
     backward = _pooled(backbone, backbone.encoder.encode_all(other, names, first_row), settings, first_row, len(sequences))
     backbone.encoder.counts = counts
-    return (forward + backward) / 2
+    return np.asarray((forward + backward) / 2, np.float32)
 
 
 def _pooled(backbone: Backbone, encoded: list[Encoded], settings: EmbedSettings, first_row: int, count: int) -> NDArray[np.float32]:
@@ -101,7 +101,7 @@ def _pooled(backbone: Backbone, encoded: list[Encoded], settings: EmbedSettings,
         for row, tokens, vectors_LH in zip((batch.rows - first_row).tolist(), tokens_B.tolist(), vectors_BLH, strict=True):
             found[row] = np.maximum(found[row], vectors_LH) if is_max else found[row] + tokens * vectors_LH
             weights[row] += tokens
-    return found if is_max else found / weights[:, None, None].astype(np.float32)
+    return found if is_max else np.asarray(found / weights[:, None, None], np.float32)
 
 
 def embed_tokens(

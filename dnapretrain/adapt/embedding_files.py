@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,9 @@ class Writer(Protocol):
 @contextmanager
 def open_writer(output: Path, layers: Sequence[int], hidden_size: int, per_token: bool, about: dict[str, Any]) -> Iterator[Writer]:
     """Write beside `output`, and put it there at the end; an error leaves what was there. Raises ConfigError for another suffix."""
-    kind = {".parquet": ParquetWriter, ".npz": NpzWriter, ".h5": Hdf5Writer, ".hdf5": Hdf5Writer}.get(output.suffix.lower())
+    kinds: dict[str, Callable[[Path, Sequence[int], int, bool, str], Writer]]
+    kinds = {".parquet": ParquetWriter, ".npz": NpzWriter, ".h5": Hdf5Writer, ".hdf5": Hdf5Writer}
+    kind = kinds.get(output.suffix.lower())
     if kind is None:
         raise ConfigError(f"{output} ends in none of {', '.join(FORMATS)}. Rename it.")
     if not output.parent.is_dir():

@@ -47,7 +47,8 @@ def classification_scores(truth_N: Ints, scores_NC: Floats) -> dict[str, float]:
     confusion = confusion_matrix(truth_N, predicted_N, scores_NC.shape[1])
     present = np.flatnonzero(confusion.sum(axis=1))
     if scores_NC.shape[1] == 2:
-        ranking, classes = {1: scores_NC[:, 1] - scores_NC[:, 0]}, [1]
+        classes = [1]
+        ranking: dict[int, Floats] = {1: scores_NC[:, 1] - scores_NC[:, 0]}
     else:
         classes = present.tolist()
         ranking = {number: scores_NC[:, number] for number in classes}
@@ -106,7 +107,7 @@ def mcc(confusion: NDArray[np.int64]) -> float:
 def f1(confusion: NDArray[np.int64], weighted: bool = False) -> float:
     """Mean over the classes that occur in truth or prediction; weighted: by their rows in truth."""
     classes = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
-    values = [_f1_of_class(confusion, number) for number in classes]
+    values = [_f1_of_class(confusion, int(number)) for number in classes]
     return float(np.average(values, weights=confusion.sum(axis=1)[classes] if weighted else None))
 
 

@@ -223,7 +223,7 @@ def _vectors(
         num_layers = model_of(hf, family_of_folder(hf_config), hf_config).num_layers
         layers = load().layer_numbers(settings.layers) if settings.layers else evenly(num_layers)
         embed = EmbedSettings(tuple(layers), settings.pooling, settings.both_strands, settings.tokens_per_batch)
-        how = {"dtype": str(resolve_dtype(settings.dtype, settings.device)), "on_long": settings.on_long}
+        how: dict[str, Any] = {"dtype": str(resolve_dtype(settings.dtype, settings.device)), "on_long": settings.on_long}
         how |= {"max_tokens": settings.max_tokens, "random_weights": settings.random_weights}
         digest = folder_digest(hf)
         found = []
