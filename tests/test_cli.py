@@ -38,6 +38,8 @@ SCRIPTS = [
     "evaluate",
     "convert",
     "generate",
+    "embed",
+    "probe",
     "plan",
     "slurm",
     "report",
