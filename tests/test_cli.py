@@ -39,6 +39,8 @@ SCRIPTS = [
     "evaluate",
     "convert",
     "generate",
+    "embed",
+    "probe",
     "plan",
     "slurm",
     "report",

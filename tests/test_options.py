@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -121,7 +122,13 @@ def unread_options(parser: argparse.ArgumentParser, source: str) -> list[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_line_option_is_read(verb: str) -> None:
-    source = textwrap.dedent(inspect.getsource(VERBS[verb].get_default("verb")))
+    function = VERBS[verb].get_default("verb")
+    source = textwrap.dedent(inspect.getsource(function))
+    module = inspect.getmodule(function)
+    helpers = [getattr(module, name, None) for name in re.findall(r"(\w+)\(arguments[,)]", source)]  # of options that verbs share
+    source += "".join(
+        textwrap.dedent(inspect.getsource(helper)) for helper in helpers if inspect.isfunction(helper) and helper is not function
+    )
     assert unread_options(VERBS[verb], source) == []
 
 
@@ -136,7 +143,7 @@ def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
         *("corpus", "lint", "preprocess", "merge", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "cluster", "leakage"),
         *("recipes", "pretrain", "evaluate", "plan", "simulate", "slurm", "convert", "generate", "report", "verify", "doctor"),
-        *("locate", "was-seen", "coverage"),
+        *("locate", "was-seen", "coverage", "embed", "probe"),
     }
 
 

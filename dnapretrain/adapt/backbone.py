@@ -114,7 +114,7 @@ def load_backbone(
     hf_config = read_hf_config(folder)
     family = family_of_folder(hf_config)
     settings = model_of(folder, family, hf_config)
-    precision = _dtype(dtype, device)
+    precision = resolve_dtype(dtype, device)
     model = load_model(folder, device, encoder.is_encoder)
     if random_weights is not None:
         model = _fresh(model, random_weights, device)
@@ -136,7 +136,8 @@ def folder_encoder(folder: Path, on_long: OnLong = "error", max_tokens: int | No
     return SequenceEncoder(tokenizer, is_encoder(folder), max_tokens or context, on_long)
 
 
-def _dtype(dtype: str, device: str) -> torch.dtype:
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """fp32, bf16, or for auto the one of the device. Raises ConfigError for another name."""
     if dtype == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
     if dtype not in DTYPES:

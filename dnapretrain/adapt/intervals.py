@@ -107,7 +107,7 @@ def _cut(bed: Path, fasta: Path, intervals: list[_Interval]) -> list[str]:
                     "Is it another assembly?"
                 )
             piece = bases[interval.start : interval.end]
-            texts[number] = _reverse_complement(piece) if interval.strand == "-" else piece
+            texts[number] = reverse_complement_text(piece) if interval.strand == "-" else piece
     if by_contig:
         missing = next(iter(by_contig))
         known = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
@@ -118,5 +118,6 @@ def _cut(bed: Path, fasta: Path, intervals: list[_Interval]) -> list[str]:
     return texts
 
 
-def _reverse_complement(text: str) -> str:
+def reverse_complement_text(text: str) -> str:
+    """The other strand, IUPAC codes included."""
     return reverse_complement(np.frombuffer(text.encode("ascii"), np.uint8)).tobytes().decode("ascii")

@@ -1,0 +1,91 @@
+"""The commands of the pages in docs/ run, in their order, and print what stands there, other numbers aside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dnapretrain.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("embed.md", "probe.md")
+QUICK = {"pretrain": ["train.train_steps=4", "optim.lr_warmup_steps=1", "log.log_interval=4"]}
+"""A model to run on, not to be judged; everything else runs as it stands."""
+
+
+def commands(page: str) -> list[tuple[list[str], str]]:
+    """Arguments of each `$ dnapretrain`, and the lines below it."""
+    found: list[tuple[list[str], str]] = []
+    for block in re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.M | re.S):
+        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((shlex.split(command), output))
+    return found
+
+
+def without_numbers(text: str) -> list[str]:
+    """Lines with # for a number, one blank for several; which row is best is a number too."""
+    lines = (re.sub(r"[-+]?\d[\d,.]*\d|[-+]?\d", "#", line.replace("<- best of the folds", "")) for line in text.splitlines())
+    return [" ".join(line.split()) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder with the examples, to write runs/ into."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "runs").mkdir()
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
+    monkeypatch.chdir(clone)
+    num_compared = 0
+    for page in PAGES:
+        for (program, verb, *arguments), wanted in commands(page):
+            assert program == "dnapretrain"
+            if verb == "pretrain":  # in a process of its own: it changes torch for good
+                command = [sys.executable, "-m", "dnapretrain", verb, *arguments, *QUICK[verb]]
+                environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                assert done.returncode == 0, done.stderr
+                continue
+            assert main([verb, *arguments]) == 0
+            said = capsys.readouterr()
+            if wanted.strip():
+                num_compared += 1
+                lines = without_numbers(said.err + said.out)
+                assert [line for line in lines if line in without_numbers(wanted)] == without_numbers(wanted), said
+    assert num_compared == 3
+    pictures = {
+        name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
+    }
+    assert pictures == {"embed.png": b"\x89PNG", "probe.png": b"\x89PNG"}
+
+
+def page_text(page: str) -> str:
+    return (ROOT / "docs" / page).read_text()
+
+
+def test_the_python_of_the_embed_page(clone, monkeypatch):
+    """After the test above: what it wrote has the columns that the page shows."""
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(clone)
+    [expression] = re.findall(r"^>>> (pq\.read_table.*)$", page_text("embed.md"), re.M)
+    assert repr(eval(expression, {"pq": pq})) in page_text("embed.md")
+
+
+def test_the_options_that_pages_name_are_there(capsys):
+    for page in PAGES:
+        with pytest.raises(SystemExit):
+            main([page.removesuffix(".md"), "--help"])
+        known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+        assert set(re.findall(r"`(--[a-z][a-z-]*)", page_text(page))) <= known
