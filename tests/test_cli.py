@@ -41,6 +41,8 @@ SCRIPTS = [
     "generate",
     "embed",
     "probe",
+    "finetune",
+    "predict",
     "plan",
     "slurm",
     "report",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import adapt, audit, evaluate, models, runs, sequence, simulate, slurm
+from dnapretrain.cli import adapt, audit, evaluate, finetune, models, runs, sequence, simulate, slurm
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         models.add_generate,
         adapt.add_embed,
         adapt.add_probe,
+        finetune.add_finetune,
+        finetune.add_predict,
         runs.add_plan,
         simulate.add_simulate,
         slurm.add_slurm,
