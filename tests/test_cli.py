@@ -43,6 +43,7 @@ SCRIPTS = [
     "probe",
     "finetune",
     "predict",
+    "benchmark",
     "plan",
     "slurm",
     "report",

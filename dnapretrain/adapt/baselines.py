@@ -41,7 +41,7 @@ class Parts:
 
 
 def run_baseline(
-    name: str, parts: Parts, target: Target, encoder: SequenceEncoder, seed: int
+    name: str, parts: Parts, target: Target, encoder: SequenceEncoder | None, seed: int
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Probabilities [test rows, classes], and what was chosen. Raises ConfigError for an unknown name, and for tasks but classification."""
     if name not in BASELINES:
@@ -52,6 +52,8 @@ def run_baseline(
         return convolution_baseline(parts, target, seed)
     if name == "kmer":
         features = [kmer_counts(table.sequences) for table in (parts.train, parts.valid, parts.test)]
+    elif encoder is None:
+        raise ConfigError("baseline tokens needs a model's tokenizer. Name a model.")
     else:
         features = [token_shares(table.sequences, encoder) for table in (parts.train, parts.valid, parts.test)]
     return _logistic(features, [np.array(target.truth(table)) for table in (parts.train, parts.valid)], target)
@@ -118,14 +120,14 @@ def _all_classes(model: Any, features: Any, target: Target) -> NDArray[np.float6
 
 
 class DilatedConvolutions(nn.Module):
-    """One wide convolution over bases, then residual ones of doubling dilation, the mean over real positions, a linear layer."""
+    """One wide convolution over bases, residual ones of doubling dilation, mean and maximum over real positions, a linear layer."""
 
     def __init__(self, num_classes: int, channels: int = 64, layers: int = 6, width: int = 21, dropout: float = 0.1) -> None:
         super().__init__()
         self.first = nn.Conv1d(4, channels, width, padding="same")
         self.others = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding="same", dilation=2 ** (at + 1)) for at in range(layers))
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(channels, num_classes)
+        self.out = nn.Linear(2 * channels, num_classes)
 
     def forward(self, bases_B4S: Tensor, mask_BS: Tensor) -> Tensor:
         """[B, 4, S] one-hot and [B, S] of real bases -> [B, classes]. Padding does not reach real positions."""
@@ -133,7 +135,9 @@ class DilatedConvolutions(nn.Module):
         hidden = F.relu(self.first(bases_B4S)) * mask
         for layer in self.others:
             hidden = (hidden + F.relu(layer(hidden))) * mask
-        return self.out(self.dropout(hidden.sum(dim=2) / mask.sum(dim=2)))  # type: ignore[no-any-return]
+        pooled = torch.cat([hidden.sum(dim=2) / mask.sum(dim=2), hidden.amax(dim=2)], dim=1)  # never below 0: padding is no maximum
+        logits: Tensor = self.out(self.dropout(pooled))
+        return logits
 
 
 def one_hot(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:

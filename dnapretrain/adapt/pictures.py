@@ -65,7 +65,7 @@ def draw_scatter(path: Path, vectors_NH: NDArray[np.float32], labels: Sequence[s
     else:
         places = need_umap().UMAP(random_state=0).fit_transform(vectors_NH)
         axes_names = ["UMAP 1", "UMAP 2"]
-    plt, style = _pyplot()
+    plt, style = pyplot_and_style()
     with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=(7.2, 5.6), dpi=150, layout="constrained")
         _dots(figure, axes, places, labels)
@@ -105,7 +105,7 @@ def _numbers(labels: Sequence[str] | None) -> NDArray[np.float64] | None:
 
 def draw_layers(path: Path, curves: Mapping[str, Sequence[tuple[int, float, float]]], metric: str, title: str) -> None:
     """A line per probe over layers: (layer, mean, standard deviation) of the metric over the folds."""
-    plt, style = _pyplot()
+    plt, style = pyplot_and_style()
     with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
         for number, (name, points) in enumerate(curves.items()):
@@ -122,7 +122,8 @@ def draw_layers(path: Path, curves: Mapping[str, Sequence[tuple[int, float, floa
         plt.close(figure)
 
 
-def _pyplot() -> tuple[Any, dict[str, Any]]:
+def pyplot_and_style() -> tuple[Any, dict[str, Any]]:
+    """Matplotlib without a screen, and the style of our pictures."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         adapt.add_probe,
         finetune.add_finetune,
         finetune.add_predict,
+        finetune.add_benchmark,
         runs.add_plan,
         simulate.add_simulate,
         slurm.add_slurm,

@@ -145,3 +145,54 @@ def _predict(arguments: argparse.Namespace) -> int:
     write_predictions(arguments.output, table, target, predicted)
     print(f"{arguments.output}: {len(table):,} sequences, {target.task}, mean of {num_runs} models")
     return 0
+
+
+def add_benchmark(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "benchmark",
+        help="a suite's tasks that are on disk, fine-tuned over seeds, beside baselines and published numbers",
+        description="DATA/TASK/ holds train and test tables (CSV, TSV, Parquet or FASTA, plain or packed), of GUE dev too. What is not "
+        "there is skipped and named. Results of each contestant, task and seed are kept: the same command goes on where it stopped.",
+    )
+    verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help=MODEL + "; none: baselines alone")
+    verb.add_argument(
+        "--suite", required=True, metavar="NAME|YAML", help="gue, nt, nt-revised, genomic-benchmarks, gener, or a file like those"
+    )
+    verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="the suite's tables")
+    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="benchmark.json, benchmark.png, a folder per contestant")
+    verb.add_argument("--tasks", metavar="LIST", help="for example tf,mouse/2 (default: all)")
+    verb.add_argument("--seeds", default="1,2,3", metavar="LIST", help="default 1,2,3")
+    verb.add_argument("--from-scratch", action="store_true", help="beside each model the same architecture from random weights")
+    verb.add_argument("--baselines", default="kmer,tokens,cnn", metavar="LIST", help="of kmer, tokens, cnn, or none (default all)")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="over the suite's hyperparameters: method=lora, lr=1e-4"
+    )
+    verb.add_argument("--max-rows", type=int, metavar="N", help="of each table, drawn at random: a quick look, and marked as such")
+    verb.add_argument("--on-long", default="error", metavar="error|truncate", help="a sequence longer than the model (default error)")
+    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on a GPU (weights stay fp32), fp32 on the CPU")
+    verb.add_argument("--json", action="store_true", help="print what benchmark.json holds")
+    verb.set_defaults(verb=_benchmark)
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from dnapretrain.adapt.benchmark import BENCHMARK, BenchmarkSettings, run_benchmark
+    from dnapretrain.adapt.benchmark_report import draw_benchmark, format_benchmark
+    from dnapretrain.adapt.suites import parse_changes, read_suite
+
+    suite = read_suite(arguments.suite)
+    settings = BenchmarkSettings(
+        seeds=parse_numbers(arguments.seeds, "--seeds"),
+        from_scratch=arguments.from_scratch,
+        baselines=() if arguments.baselines == "none" else tuple(arguments.baselines.split(",")),
+        changes=parse_changes(arguments.set),
+        max_rows=arguments.max_rows,
+        on_long=arguments.on_long,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    tasks = suite.choose(arguments.tasks.split(",") if arguments.tasks else None)
+    found = run_benchmark(arguments.models, suite, tasks, arguments.data, arguments.output, settings, _say)
+    draw_benchmark(arguments.output / "benchmark.png", found)
+    print((arguments.output / BENCHMARK).read_text() if arguments.json else format_benchmark(found))
+    return 0
