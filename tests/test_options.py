@@ -143,7 +143,7 @@ def test_all_verbs_are_looked_at() -> None:
     assert {verb.split()[1] for verb in VERBS} == {
         *("corpus", "lint", "preprocess", "merge", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "cluster", "leakage"),
         *("recipes", "pretrain", "evaluate", "plan", "simulate", "slurm", "convert", "generate", "report", "verify", "doctor"),
-        *("locate", "was-seen", "coverage", "embed", "probe", "score"),
+        *("locate", "was-seen", "coverage", "embed", "probe", "score", "finetune", "predict", "benchmark"),
     }
 
 

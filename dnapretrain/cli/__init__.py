@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import adapt, audit, evaluate, models, runs, score, sequence, simulate, slurm
+from dnapretrain.cli import adapt, audit, evaluate, finetune, models, runs, score, sequence, simulate, slurm
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         adapt.add_embed,
         adapt.add_probe,
         score.add_score,
+        finetune.add_finetune,
+        finetune.add_predict,
+        finetune.add_benchmark,
         runs.add_plan,
         simulate.add_simulate,
         slurm.add_slurm,

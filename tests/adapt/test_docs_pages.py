@@ -14,7 +14,7 @@ import pytest
 from dnapretrain.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("embed.md", "probe.md", "score.md")
+PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md")
 QUICK = {"pretrain": ["train.train_steps=4", "optim.lr_warmup_steps=1", "log.log_interval=4"]}
 """A model to run on, not to be judged; everything else runs as it stands."""
 
@@ -63,11 +63,11 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
                 num_compared += 1
                 lines = without_numbers(said.err + said.out)
                 assert [line for line in lines if line in without_numbers(wanted)] == without_numbers(wanted), said
-    assert num_compared == 5
+    assert num_compared == 7
     pictures = {
         name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
     }
-    assert pictures == {"embed.png": b"\x89PNG", "probe.png": b"\x89PNG", "score.png": b"\x89PNG"}
+    assert pictures == dict.fromkeys(("embed.png", "probe.png", "score.png", "benchmark.png"), b"\x89PNG")
 
 
 def page_text(page: str) -> str:
