@@ -91,7 +91,9 @@ def _best_layout(plan: dict[str, Any]) -> dict[str, Any]:
             return layout["cp"], layout["pp"], layout["vpp"] or 1, layout["free_bytes"] < tight, layout["tp"]
 
         # In fp32 no time is said: the first, which leaves most memory, it is then.
-        return dict(min((layout for layout in best if slowest and layout["seconds_per_step"] <= slowest), key=simplicity, default=best[0]))
+        as_fast = [layout for layout in best if slowest and layout["seconds_per_step"] <= slowest]
+        simplest: dict[str, Any] = min(as_fast or best[:1], key=simplicity)
+        return simplest
     gpus = f"{plan['gpu']['count']} x {plan['gpu']['kind']}"
     if not plan["legal_layouts"]:
         rule = next(iter(plan["refused"]), "no layout is legal")
