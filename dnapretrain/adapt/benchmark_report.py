@@ -95,6 +95,8 @@ def draw_benchmark(path: Path, result: dict[str, Any]) -> None:
         axes.set_title(result["suite"])
         axes.grid(axis="x", color=GRID)
         axes.set_axisbelow(True)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -1.02), min(right, 1.02))  # no metric goes beyond, the intervals of few seeds do
         axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.savefig(path)
         plt.close(figure)
