@@ -101,7 +101,7 @@ def test_attention_equals_a_plain_softmax(groups, causal):
     S, B, N, D = 7, 2, 4, 8
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(S, B, heads, D, generator=generator) for heads in (N, groups, groups))
-    attention = SdpaAttention(SimpleNamespace(attention_dropout=0.0), 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
+    attention = SdpaAttention(SimpleNamespace(attention_dropout=0.0, context_parallel_size=1), 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
     context = attention(query, key, value)
     for batch in range(B):
         for head in range(N):
