@@ -17,13 +17,15 @@ MEMORY_FORMULA = {
     "gradients": "per parameter 4 bytes: summed in fp32",
     "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights; divided by dp with the distributed optimizer",
     "activations": "what autograd keeps per token and layer, e bytes each value: norms 4 x hidden (inputs, outputs; over tp with sequence "
-    "parallelism), queries, keys and values, rotated once more, and attention's output (over tp, nothing of sequence^2 but ALiBi's bias), "
-    "feed-forward 5 x ffn if gated, else 2 x ffn (over tp), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
+    "parallelism), queries, keys, values and attention's output (over tp, nothing of sequence^2), "
+    "feed-forward 3 x ffn if gated, else 2 x ffn (over tp), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. recompute=selective keeps all but "
     "attention's statistics; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
     "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2, once per chunk and micro-batch "
-    "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
+    "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then. "
+    "ALiBi's bias, heads / tp x sequence^2 (once per sample where a mask is added to it), is counted the same way. FlexAttention needs "
+    "none of these",
     "working": "gradients of the largest layer or the logits, one matrix's gradient before it is added, with recompute=full one layer",
     "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 3 % of the rest for the allocator",
 }
@@ -78,12 +80,14 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size or 1
     layers = layers_on_rank(config, pp_rank)
     in_flight = chunks_in_flight(pp, parallel.virtual_pipeline_model_parallel_size, pp_rank, config.num_microbatches(data_parallel_size))
+    biases = config.train.micro_batch_size * _alibi_bias(config)  # where a sample is padded, every sample of the batch has one of its own
     kept = in_flight * (layers // vpp * layer_activations(config, is_cuda) + _document_mask(config))
+    kept += (in_flight if config.train.recompute == "none" else vpp) * biases
     if pp_rank == 0:
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
-        kept += _head_activations(config, vocab_size, is_cuda)
-    return kept + layers * _alibi_bias(config)
+        kept += _head_activations(config, vocab_size)
+    return kept + vpp * _alibi_bias(config) + _rotations(config)
 
 
 def chunks_in_flight(pp: int, vpp: int | None, pp_rank: int, num_microbatches: int) -> int:
@@ -101,24 +105,14 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     if recompute == "full":
         return size * residual_tokens * model.hidden_size
     query, key_value = attention_widths(model)
-    attention = 2 * query + 2 * key_value  # the projection's result, of which the values are a part, and attention's result
     if config.data.document_attention and model.query_groups < model.num_attention_heads:
-        # Keys and values repeated; the projection's result goes, unless queries that are not rotated are a part of it.
-        copied = model.position_embedding_type == "rope" or model.query_groups > 1
-        attention = 4 * query + (0 if copied else 2 * key_value)
-    elif model.position_embedding_type == "rope":
-        attention += query + key_value
-    elif 1 < model.query_groups < model.num_attention_heads:
-        attention += query  # the queries of a group lie between keys and values of others: they are copied out
-    feed_forward = (5 if model.is_gated else 2) * model.ffn_hidden_size
-    kept = 2 * residual_tokens * (_norm_input(config, is_cuda) + size * model.hidden_size)
+        key_value = query  # keys and values are repeated
+    attention = 2 * query + 2 * key_value
+    feed_forward = (3 if model.is_gated else 2) * model.ffn_hidden_size
+    kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
     kept += tokens * size * (attention + feed_forward) // tp
     if recompute == "none":
         kept += tokens * 4 * model.num_attention_heads // tp  # the softmax's statistics
-        if model.position_embedding_type == "alibi":  # where a sample is padded, every sample of the batch has a bias of its own
-            kept += config.train.micro_batch_size * _alibi_bias(config)
-    if model.position_embedding_type == "rope":
-        kept += 4 * config.data.longest_length * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
 
 
@@ -130,19 +124,19 @@ def _embedding_activations(config: RunConfig, is_cuda: bool) -> int:
     if model.token_dropout:
         kept += tokens
     if model.embedding_norm:
-        kept += tokens * _norm_input(config, is_cuda)
+        kept += tokens * _norm_input(config)
     if model.hidden_dropout:
         kept += tokens // _sequence_parts(config) * model.hidden_size * _mask_bytes(config, is_cuda)
     return kept
 
 
-def _head_activations(config: RunConfig, vocab_size: int, is_cuda: bool) -> int:
+def _head_activations(config: RunConfig, vocab_size: int) -> int:
     model, tokens, size = config.model, _tokens(config), _value_bytes(config)
     per_token = size * model.hidden_size  # what the head is given
     if model.norm_position == "pre":
-        per_token += _norm_input(config, is_cuda)
+        per_token += _norm_input(config)
     if model.kind == "encoder":
-        per_token += 2 * size * model.hidden_size + _norm_input(config, is_cuda)
+        per_token += 2 * size * model.hidden_size + _norm_input(config)
     softmax = 4 * padded_vocab_size(vocab_size) // config.parallel.tensor_model_parallel_size
     by_base = 16 * config.tokenizer.bases_per_token + 4 if config.train.loss == "nucleotide" else 0
     return tokens // _sequence_parts(config) * per_token + tokens * (softmax + 9 + by_base)
@@ -152,7 +146,7 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int) -> int:
     model, tp, size, tokens = config.model, config.parallel.tensor_model_parallel_size, _value_bytes(config), _tokens(config)
     rows = padded_vocab_size(vocab_size)
     query, key_value = attention_widths(model)
-    widest_layer = max((5 if model.is_gated else 2) * model.ffn_hidden_size, 2 * query + 2 * key_value)
+    widest_layer = max((4 if model.is_gated else 2) * model.ffn_hidden_size, 2 * query + 2 * key_value)
     is_end = pp_rank in (0, config.parallel.pipeline_model_parallel_size - 1)
     is_last = pp_rank == config.parallel.pipeline_model_parallel_size - 1
     gradients = tokens * size * max(widest_layer, rows if is_last else 0) // tp + 2 * tokens * size * model.hidden_size
@@ -161,12 +155,9 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int) -> int:
     return gradients + largest_rows * model.hidden_size // tp * size + recomputed
 
 
-def _norm_input(config: RunConfig, is_cuda: bool) -> int:
-    """Bytes per token that a norm keeps: its input and its statistics; torch's RMSNorm off CUDA keeps two fp32 copies instead."""
-    hidden = config.model.hidden_size
-    if config.model.normalization == "LayerNorm":
-        return _value_bytes(config) * hidden + 8
-    return (_value_bytes(config) if is_cuda else 8) * hidden + 4
+def _norm_input(config: RunConfig) -> int:
+    """Bytes per token that a norm keeps: its input and its statistics."""
+    return _value_bytes(config) * config.model.hidden_size + (8 if config.model.normalization == "LayerNorm" else 4)
 
 
 def _dropout_masks(config: RunConfig, is_cuda: bool) -> int:
@@ -191,6 +182,13 @@ def _alibi_bias(config: RunConfig) -> int:
         return 0
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return heads * config.data.longest_length**2 * _value_bytes(config)
+
+
+def _rotations(config: RunConfig) -> int:
+    """Bytes of the rotary embedding's sines and cosines, which all layers share."""
+    if config.model.position_embedding_type != "rope":
+        return 0
+    return config.data.longest_length * config.model.head_dim * _value_bytes(config)
 
 
 def _document_mask(config: RunConfig) -> int:

@@ -30,7 +30,8 @@ def log_start(
     paths = active_paths(config.model, config.train.precision, platform, config.data.document_attention)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
-    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}"
+    fused = ", fused" if part.optimizer.param_groups[0].get("fused") else ""
+    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}{fused}"
     paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
     parallel, log = config.parallel, trainer.log
     peak, region_files = peak_of_rank(config.log, platform.name)[1], _region_files(data)

@@ -135,7 +135,7 @@ def test_the_chosen_path_is_told_with_its_reason(monkeypatch):
 
     def told(is_cuda, documents=False, **settings):
         size = {"num_layers": 1, "hidden_size": 2, "num_attention_heads": 1, "ffn_hidden_size": 2}
-        platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any")
+        platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any", bf16_support="")
         return paths.active_paths(ModelConfig(**size, kind="encoder", **settings), "bf16", platform, documents)
 
     monkeypatch.setattr(paths, "HAVE_TE", True)

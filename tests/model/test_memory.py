@@ -20,6 +20,7 @@ def kept_bytes(env, store, tree, padded=False):
     from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.batches import document_mask
     from dnapretrain.model.build import build_chunks, wrap_for_precision
+    from dnapretrain.model.layers import AlibiBias
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups
 
@@ -49,9 +50,10 @@ def kept_bytes(env, store, tree, padded=False):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(tokens, torch.arange(shape[1]).expand(shape), mask, labels=tokens)
     for attention in module.modules():
-        bias = getattr(attention, "_bias", None)
-        if bias is not None:
-            kept[bias.untyped_storage().data_ptr()] = bias.untyped_storage()
+        bias = getattr(attention, "bias", None)
+        for tensor in (bias._plain, bias._masked) if isinstance(bias, AlibiBias) else ():
+            if tensor is not None:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
     return sum(storage.nbytes() for storage in kept.values()), stage_activations(config, tokenizer.vocab_size, 1, 0, is_cuda=False)
 
 

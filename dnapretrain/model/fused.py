@@ -1,0 +1,147 @@
+"""What a layer of the torch path does between its matrix products, each with its own backward pass.
+
+The plain formulas keep a tensor for every multiplication and pass over memory for each; these keep the input alone (and one number
+per token) and write into memory that they have. Tests hold each equal to its plain formula. They hold no kernel of their own, so
+they run wherever torch runs; Transformer Engine's layers bring theirs.
+
+Shape suffixes: S sequence, B batch, H hidden, F feed-forward, N heads, G key/value groups, D head width, V vocabulary, T tokens.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = x r w with r = 1 / sqrt(mean(x^2) + eps). With n = x r the gradients are r (g w - n mean(g w n)) and sum over tokens of g n."""
+
+    @staticmethod
+    def forward(ctx: Any, input_: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        root_T1 = torch.linalg.vector_norm(input_, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse_T1 = root_T1.square_().div_(input_.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(input_, weight_H, inverse_T1)
+        return (input_.float() * inverse_T1).mul_(weight_H).to(input_.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input_, weight_H, inverse_T1 = ctx.saved_tensors
+        gradient, width = gradients[0].float(), input_.shape[-1]
+        normed, weight = input_.float() * inverse_T1, weight_H.float()
+        product_TH = (gradient * normed).view(-1, width)
+        of_weight_H = product_TH.sum(dim=0).to(weight_H.dtype)
+        mean_T1 = (product_TH @ weight).div_(width).view(inverse_T1.shape)
+        # The product's memory is free again, and as large as the result.
+        of_input = torch.mul(gradient, weight, out=product_TH.view(gradient.shape))
+        of_input.addcmul_(normed, mean_T1, value=-1).mul_(inverse_T1)
+        return of_input.to(input_.dtype), of_weight_H, None
+
+
+def rms_norm(input_: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    """`torch.nn.functional.rms_norm` over the last axis of a contiguous [..., H], computed in fp32."""
+    result: Tensor = _RmsNorm.apply(input_, weight_H, eps)
+    return result
+
+
+class _Gated(torch.autograd.Function):
+    """activation(first half) x second half; the activation is computed again for the backward pass rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor, is_silu: bool) -> Tensor:
+        ctx.save_for_backward(halves)
+        ctx.is_silu = is_silu
+        gate, value = halves.chunk(2, dim=-1)
+        return (F.silu(gate) if is_silu else F.gelu(gate)).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (halves,) = gradients, ctx.saved_tensors
+        gate, value = halves.chunk(2, dim=-1)
+        of_halves = torch.empty_like(halves)
+        of_gate, of_value = of_halves.chunk(2, dim=-1)
+        activated = F.silu(gate) if ctx.is_silu else F.gelu(gate)
+        torch.mul(gradient, activated, out=of_value)
+        of_activated = torch.mul(gradient, value, out=activated)
+        backward = torch.ops.aten.silu_backward if ctx.is_silu else torch.ops.aten.gelu_backward
+        backward(of_activated, gate, grad_input=of_gate)
+        return of_halves, None
+
+
+def swiglu(halves: Tensor) -> Tensor:
+    """silu(first half) x second half of the last axis: [..., 2 F] -> [..., F]."""
+    result: Tensor = _Gated.apply(halves, True)
+    return result
+
+
+def geglu(halves: Tensor) -> Tensor:
+    """gelu(first half) x second half of the last axis: [..., 2 F] -> [..., F]; the exact GELU."""
+    result: Tensor = _Gated.apply(halves, False)
+    return result
+
+
+@lru_cache(maxsize=8)
+def cos_sin(angles_S11D: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """factor x cosine and sine of the first half of Megatron's angles, whose second half repeats it: [S, 1, 1, 1, D/2].
+
+    Megatron gives the same tensor of angles to every layer of a step, so all of them share what is made here.
+    """
+    half = angles_S11D.chunk(2, dim=-1)[0][:, None]
+    return (half.cos() * factor).to(dtype), (half.sin() * factor).to(dtype)
+
+
+def _rotate(source: Tensor, sine: Tensor, cosine: Tensor, target: Tensor, sign: int) -> None:
+    """Write pairs (a, b) of the two halves of the last axis as (a cos - sign b sin, b cos + sign a sin)."""
+    (first, second), (to_first, to_second) = source.chunk(2, dim=-1), target.chunk(2, dim=-1)
+    torch.mul(first, cosine, out=to_first)
+    to_first.addcmul_(second, sine, value=-sign)
+    torch.mul(second, cosine, out=to_second)
+    to_second.addcmul_(first, sine, value=sign)
+
+
+class _SplitAndRotate(torch.autograd.Function):
+    """Queries, keys and values in memory of their own; one buffer takes their gradients.
+
+    They stay in the order [S, B, N, D]: attention is no slower for it (measured), and its result, which has the order of the queries,
+    is what the next product reads as it lies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mixed_SBGXD: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cosine, sine)
+        ctx.shape = mixed_SBGXD.shape
+        made = []
+        for source, rotated in zip(mixed_SBGXD.split([ctx.shape[3] - 2, 1, 1], dim=3), (True, True, False), strict=True):
+            target = mixed_SBGXD.new_empty(source.shape)
+            if rotated and cosine is not None:
+                _rotate(source, sine, cosine, target, 1)
+            else:
+                target.copy_(source)
+            made.append(target.flatten(2, 3))
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, sine = ctx.saved_tensors
+        _, _, groups, heads, _ = ctx.shape
+        of_mixed = gradients[0].new_empty(ctx.shape)
+        targets = of_mixed.split([heads - 2, 1, 1], dim=3)
+        for gradient_SBND, target, rotated in zip(gradients, targets, (True, True, False), strict=True):
+            gradient = gradient_SBND.unflatten(2, (groups, -1))
+            if rotated and cosine is not None:
+                _rotate(gradient, sine, cosine, target, -1)
+            else:
+                target.copy_(gradient)
+        return of_mixed, None, None
+
+
+def split_and_rotate(mixed_SBGXD: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(queries [S, B, N, D], keys and values [S, B, G, D]) of each group's heads in a row, X = N/G queries, key, value.
+
+    Queries and keys are rotated by what `cos_sin` gives, [S, 1, 1, 1, D/2]; not at all without it.
+    """
+    query, key, value = _SplitAndRotate.apply(mixed_SBGXD, cosine, sine)
+    return query, key, value
