@@ -8,7 +8,7 @@ shards itself (a pure function of the ids), so nothing is broadcast.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,11 +28,27 @@ class DeviceBatch:
     positions_BS: torch.Tensor
     attention_mask: torch.Tensor | None
     """bool [B, 1, 1, S], True at padding; None where no token is padding, or attention is causal. With data.document_attention
-    what attention adds to its scores, [B, 1, S, S] (`document_mask`); None where no sample has tokens of two documents."""
+    what attention adds to its scores, [B, 1, S, S] (`document_mask`), or numbers of documents, int64 [B, 1, 1, S]; None where no
+    sample has tokens of two documents."""
     num_tokens: int
     """Labels that are not padding."""
     sample_ids: np.ndarray | None = None
     """int64 [B]; of held-out batches only."""
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """A micro-batch as it was read, in memory that a GPU can copy from while it works (pinned), where there is one."""
+
+    tokens_BS: torch.Tensor
+    labels_BS: torch.Tensor
+    loss_mask_BS: torch.Tensor
+    padding: torch.Tensor | None
+    """bool [B, 1, 1, S], where attention must know of it and there is any."""
+    documents_BS: torch.Tensor | None
+    has_several_documents: bool
+    """Whether any sample has tokens of two."""
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class BatchPlace:
     """Whether attention must be told what is padding: causal attention meets none before what it predicts."""
     dtype: torch.dtype = torch.float32
     """What attention computes in, which its mask of documents must have."""
+    documents_by_number: bool = False
+    """Whether attention is told the documents of tokens rather than such a mask (FlexAttention)."""
 
     def micro_batch_ids(self, first_sample: int, index: int) -> np.ndarray:
         """Sample ids, int64 [B], of this rank's micro-batch `index` of the global batch that starts at `first_sample`."""
@@ -57,20 +75,27 @@ class BatchPlace:
         return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
-def step_batches(stream: TrainStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
-    """One iterator per model chunk over this rank's micro-batches of one global batch; None where the chunk reads no batch."""
+Reader = Callable[[int, int], HostBatch]
+"""(first sample of a global batch, index) -> this rank's micro-batch `index` of it."""
 
-    def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
-        for index in range(num_microbatches):
-            yield (
-                to_device(
-                    stream.batch(place.micro_batch_ids(first_sample, index)), place.device, place.pad_id, place.bidirectional, place.dtype
-                )
-                if reads
-                else None
-            )
 
-    return [chunk_batches(reads) for reads in place.chunk_reads]
+def step_batches(readers: Sequence[Reader | None], place: BatchPlace, first_sample: int, count: int) -> list[Iterator[DeviceBatch | None]]:
+    """One iterator per model chunk over this rank's `count` micro-batches of one global batch; None where the chunk reads no batch."""
+
+    def chunk_batches(read: Reader | None) -> Iterator[DeviceBatch | None]:
+        for index in range(count):
+            yield to_device(read(first_sample, index), place) if read else None
+
+    return [chunk_batches(read) for read in readers]
+
+
+def direct_readers(stream: TrainStream, place: BatchPlace) -> list[Reader | None]:
+    """What reads each model chunk's micro-batches when they are asked for."""
+
+    def read(first_sample: int, index: int) -> HostBatch:
+        return to_host(stream.batch(place.micro_batch_ids(first_sample, index)), place)
+
+    return [read if reads else None for reads in place.chunk_reads]
 
 
 def held_out_batches(
@@ -90,26 +115,49 @@ def held_out_batches(
                 ids = np.where(beyond, 0, places * stream.num_samples // num_samples)
                 batch = stream.batch(ids)
                 batch.loss_mask[beyond] = 0.0
-                yield replace(to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype), sample_ids=ids)
+                yield replace(to_device(to_host(batch, place), place), sample_ids=ids)
             else:
                 yield None
 
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
 
-def to_device(
-    batch: Batch, device: torch.device, pad_id: int, bidirectional: bool = False, dtype: torch.dtype = torch.float32
-) -> DeviceBatch:
+def to_host(batch: Batch, place: BatchPlace) -> HostBatch:
+    """`batch` as tensors, ready to be copied to the device; what needs a look at its numbers is settled here."""
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).pin_memory() if place.device.type == "cuda" else torch.from_numpy(array)
+
+    documents = batch.documents
+    is_padding = batch.tokens == place.pad_id if place.bidirectional and documents is None else None
+    return HostBatch(
+        tokens_BS=tensor(batch.tokens),
+        labels_BS=tensor(batch.labels),
+        loss_mask_BS=tensor(batch.loss_mask),
+        padding=tensor(is_padding[:, None, None, :]) if is_padding is not None and is_padding.any() else None,
+        documents_BS=None if documents is None else tensor(documents),
+        has_several_documents=documents is not None and bool((documents != documents[:, :1]).any()),
+        num_tokens=int((batch.labels != place.pad_id).sum()),
+    )
+
+
+def to_device(batch: HostBatch, place: BatchPlace) -> DeviceBatch:
     """`batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
-    tokens, labels, loss_mask = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.labels, batch.loss_mask))
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    mask = padding_mask(batch.tokens, pad_id, device) if bidirectional else None
-    if batch.documents is not None:
-        documents = torch.from_numpy(batch.documents).to(device)
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(place.device, non_blocking=True)
+
+    tokens = copy(batch.tokens_BS)
+    positions = torch.arange(tokens.shape[1], device=place.device).expand_as(tokens)
+    mask = None if batch.padding is None else copy(batch.padding)
+    if batch.documents_BS is not None:
+        documents = copy(batch.documents_BS)
         positions = document_positions(documents)
-        several = bool((batch.documents != batch.documents[:, :1]).any())
-        mask = document_mask(documents, not bidirectional, dtype) if several else None
-    return DeviceBatch(tokens, labels, loss_mask, positions, mask, int((batch.labels != pad_id).sum()))
+        if batch.has_several_documents and place.documents_by_number:
+            mask = documents[:, None, None, :]
+        elif batch.has_several_documents:
+            mask = document_mask(documents, not place.bidirectional, place.dtype)
+    return DeviceBatch(tokens, copy(batch.labels_BS), copy(batch.loss_mask_BS), positions, mask, batch.num_tokens)
 
 
 def document_positions(documents_BS: torch.Tensor) -> torch.Tensor:

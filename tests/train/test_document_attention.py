@@ -75,7 +75,7 @@ def changed_places(env, store, tree):
     """For each document of some samples: whether others change when its tokens do, with and without their being told apart."""
     from dataclasses import replace
 
-    from dnapretrain.model.batches import to_device
+    from dnapretrain.model.batches import to_device, to_host
 
     trainer, data, _ = training.begin(env, store, tree)
     chunk, place = _randomised(trainer.chunks[0].module), trainer.place
@@ -85,7 +85,7 @@ def changed_places(env, store, tree):
     batch = data.train.batch(np.array([*epoch[: 6 if tree["data"]["sequence_length"] < 99 else 2], *padded]))
 
     def outputs(batch):
-        return _outputs(chunk, to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype))
+        return _outputs(chunk, to_device(to_host(batch, place), place))
 
     found = []
     for told_apart in (True, False):
@@ -122,14 +122,14 @@ def test_a_document_changes_no_other_at_all(ranks, packed_config, variant, lengt
 
 def losses_alone(env, store, tree):
     """Losses [document][token] of packed samples, and of each of their documents by itself."""
-    from dnapretrain.model.batches import to_device
+    from dnapretrain.model.batches import to_device, to_host
 
     trainer, data, _ = training.begin(env, store, tree)
     chunk, place = _randomised(trainer.chunks[0].module, 0.05), trainer.place  # losses near 2: 1e-5 is some 40 roundings of fp32
     epoch = np.arange(data.train.num_samples)
     padded = epoch[(data.train.batch(epoch).documents == -1).any(axis=1)]
     batch = data.train.batch(np.array([*epoch[:8], *padded]))
-    losses = _outputs(chunk, to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype))[1]
+    losses = _outputs(chunk, to_device(to_host(batch, place), place))[1]
     packed, alone = [], []
     for row in range(len(batch.tokens)):
         for number in range(int(batch.documents[row].max()) + 1):
