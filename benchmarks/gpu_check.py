@@ -76,7 +76,13 @@ def steps(device: str, parts: tuple[str, ...]) -> list[Step]:
         chosen.append(Step("benchmark, 120 M weights", (python, bench, "--device", "cuda", "--size", "120m"), 120))
         chosen.append(Step("benchmark, 1.2 G weights", (python, bench, "--device", "cuda", "--size", "1.2b"), 180))
     elif "bench" in parts:
-        chosen.append(Step("benchmark", (python, bench, "--device", "cpu", "--size", "tiny", "--steps", "2", "--warm-up", "1"), 120))
+        chosen.append(
+            Step(
+                "benchmark",
+                (python, bench, "--device", "cpu", "--size", "tiny", "--precision", "fp32", "--steps", "2", "--warm-up", "1"),
+                120,
+            )
+        )
     return chosen
 
 
