@@ -85,21 +85,18 @@ def geglu(halves: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def cos_sin(angles_S11D: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """factor x cosine and sine of the first half of Megatron's angles, whose second half repeats it: [S, 1, 1, 1, D/2].
+    """factor x cosine and sine of Megatron's angles, whose second half repeats the first, the sine's first half negative: [S, 1, 1, 1, D].
 
     Megatron gives the same tensor of angles to every layer of a step, so all of them share what is made here.
     """
-    half = angles_S11D.chunk(2, dim=-1)[0][:, None]
-    return (half.cos() * factor).to(dtype), (half.sin() * factor).to(dtype)
+    first, second = (angles_S11D.sin() * factor).chunk(2, dim=-1)
+    return (angles_S11D.cos() * factor)[:, None].to(dtype), torch.cat((-first, second), dim=-1)[:, None].to(dtype)
 
 
 def _rotate(source: Tensor, sine: Tensor, cosine: Tensor, target: Tensor, sign: int) -> None:
     """Write pairs (a, b) of the two halves of the last axis as (a cos - sign b sin, b cos + sign a sin)."""
-    (first, second), (to_first, to_second) = source.chunk(2, dim=-1), target.chunk(2, dim=-1)
-    torch.mul(first, cosine, out=to_first)
-    to_first.addcmul_(second, sine, value=-sign)
-    torch.mul(second, cosine, out=to_second)
-    to_second.addcmul_(first, sine, value=sign)
+    torch.mul(source, cosine, out=target)
+    target.addcmul_(source.roll(source.shape[-1] // 2, dims=-1), sine, value=sign)
 
 
 class _SplitAndRotate(torch.autograd.Function):
@@ -116,7 +113,7 @@ class _SplitAndRotate(torch.autograd.Function):
         made = []
         for source, rotated in zip(mixed_SBGXD.split([ctx.shape[3] - 2, 1, 1], dim=3), (True, True, False), strict=True):
             target = mixed_SBGXD.new_empty(source.shape)
-            if rotated and cosine is not None:
+            if rotated and cosine is not None and sine is not None:
                 _rotate(source, sine, cosine, target, 1)
             else:
                 target.copy_(source)
@@ -141,7 +138,7 @@ class _SplitAndRotate(torch.autograd.Function):
 def split_and_rotate(mixed_SBGXD: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(queries [S, B, N, D], keys and values [S, B, G, D]) of each group's heads in a row, X = N/G queries, key, value.
 
-    Queries and keys are rotated by what `cos_sin` gives, [S, 1, 1, 1, D/2]; not at all without it.
+    Queries and keys are rotated by what `cos_sin` gives, [S, 1, 1, 1, D]; not at all without it.
     """
     query, key, value = _SplitAndRotate.apply(mixed_SBGXD, cosine, sine)
     return query, key, value

@@ -105,8 +105,8 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     if recompute == "full":
         return size * residual_tokens * model.hidden_size
     query, key_value = attention_widths(model)
-    if config.data.document_attention and model.query_groups < model.num_attention_heads:
-        key_value = query  # keys and values are repeated
+    if config.data.document_attention and recompute == "none":
+        key_value = query  # those of groups are repeated for every query
     attention = 2 * query + 2 * key_value
     feed_forward = (3 if model.is_gated else 2) * model.ffn_hidden_size
     kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
@@ -188,7 +188,7 @@ def _rotations(config: RunConfig) -> int:
     """Bytes of the rotary embedding's sines and cosines, which all layers share."""
     if config.model.position_embedding_type != "rope":
         return 0
-    return config.data.longest_length * config.model.head_dim * _value_bytes(config)
+    return 2 * config.data.longest_length * config.model.head_dim * _value_bytes(config)
 
 
 def _document_mask(config: RunConfig) -> int:

@@ -135,7 +135,7 @@ class Trainer:
         """This rank's part of the global batch that the run's position asks for, one iterator per model chunk."""
         consumed = self.position.consumed_samples
         count = self.config.num_microbatches(self.place.data_parallel_size, self.config.global_batch_size(consumed))
-        return step_batches([prefetch and prefetch.take for prefetch in self.prefetch], self.place, consumed, count)
+        return step_batches([prefetch.take if prefetch else None for prefetch in self.prefetch], self.place, consumed, count)
 
     def fit(self) -> None:
         """Train to `train.train_steps` (or `train.stop_at_step`, or until asked to stop), logging, evaluating and saving on the way."""
