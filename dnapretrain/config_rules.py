@@ -121,6 +121,11 @@ def _check_context_parallel(config: RunConfig) -> None:
         name, parts = f"{name} x tensor_model_parallel_size (sequence_parallel)", parts * parallel.tensor_model_parallel_size
     for length_name, length in _lengths(config):
         _divides(length_name, length, name, parts, "Each rank takes two equal parts of every sample: change one of the two.")
+    if config.train.cuda_graph_impl != "none":
+        raise ConfigError(
+            f"train.cuda_graph_impl={config.train.cuda_graph_impl} records a layer, and with parallel.context_parallel_size = {cp} layers "
+            "send messages while they compute. Set it to none."
+        )
     if config.torch_only and not config.data.document_attention and config.model.transformer_impl == "transformer_engine":
         raise ConfigError(
             f"{config.torch_only}: parallel.context_parallel_size = {cp}, and model.transformer_impl=transformer_engine. "

@@ -94,6 +94,7 @@ def _layout(config: RunConfig, world_size: int) -> dict[str, int]:
         "tp": parallel.tensor_model_parallel_size,
         "pp": parallel.pipeline_model_parallel_size,
         "vpp": parallel.virtual_pipeline_model_parallel_size or 1,
+        "cp": parallel.context_parallel_size,
         "dp": check_world(config, world_size),
     }
 
@@ -211,8 +212,9 @@ def format_simulation(found: dict[str, Any]) -> str:
     """The simulation as one page of text."""
     layout, pipeline, samples, checkpoint = (found[name] for name in ("layout", "pipeline", "samples", "checkpoint"))
     virtual = f" x {layout['vpp']} chunks each" if layout["vpp"] > 1 else ""
+    context = f" x context {layout['cp']}" if layout["cp"] > 1 else ""
     lines = [
-        f"{found['world_size']:,} ranks = tensor {layout['tp']} x pipeline {layout['pp']}{virtual} x data {layout['dp']:,}; "
+        f"{found['world_size']:,} ranks = tensor {layout['tp']} x pipeline {layout['pp']}{virtual}{context} x data {layout['dp']:,}; "
         f"played here: {', '.join(str(row['rank']) for row in found['ranks'][:16])}{', ...' if len(found['ranks']) > 16 else ''}",
         "",
         f"{'rank':>6} {'tp':>3} {'pp':>3} {'dp':>5} {'parameters':>15} {'warm-up':>8} {'steady':>7} {'cool-down':>9} {'in flight':>9} "

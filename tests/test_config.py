@@ -283,6 +283,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
         "sequence_length of stage 1 of data.stages = 30 is not divisible by 2 x parallel.context_parallel_size = 4.",
     ),
     (
+        {"parallel__cp": 2, "train__cuda_graph_impl": "local"},
+        "train.cuda_graph_impl=local records a layer, and with parallel.context_parallel_size = 2 layers send messages while they compute.",
+    ),
+    (
         {"parallel__cp": 2, "model__transformer_impl": "transformer_engine", "train__precision": "fp32"},
         "Transformer Engine has no fp32 kernels with context parallelism: parallel.context_parallel_size = 2, and model.transformer_impl=",
     ),

@@ -134,11 +134,11 @@ def chosen_attention() -> dict[str, str | None]:
 
 
 def start_tp_overlap(config: RunConfig) -> None:
-    """Make the user buffers of parallel.tp_comm_overlap: those of one micro-batch, [tokens, hidden]. Process groups must be up.
+    """Make the user buffers of parallel.tp_comm_overlap: a micro-batch's tokens on this rank, [tokens, hidden]. Process groups must be up.
 
     Raises ConfigError where this machine has no such buffers.
     """
-    train, tokens = config.train, config.train.micro_batch_size * config.data.sequence_length
+    train, tokens = config.train, config.train.micro_batch_size * config.data.sequence_length // config.parallel.context_parallel_size
     modes = [te.UserBufferQuantizationMode.NONE]
     if train.fp8 != "none":
         modes = [te.UserBufferQuantizationMode.FP8, *(modes if train.first_last_layers_bf16 else [])]

@@ -348,7 +348,7 @@ def over_ranks(env: Any, store: Any, tree: dict[str, Any], tensors: list[Any], m
 
     config, platform = config_from_dict(tree), platforms.start("cpu", env)
     start_groups(platform, config.parallel, config.train.seed, store)
-    transformer_config = to_transformer_config(config.model, config.parallel, "fp32", "none", platform)
+    transformer_config = to_transformer_config(config.model, config.parallel, config.train, platform)
     arguments = {"layer_number": 1, "attn_mask_type": AttnMaskType.padding, "attention_type": "self"}
     attention = EncoderAttention(transformer_config, cp_comm_type=transformer_config.cp_comm_type, **arguments)
     told = attention.cp_group.size(), list(attention.cp_global_ranks), attention.cp_comm_type
