@@ -62,11 +62,10 @@ class _Gated(torch.autograd.Function):
         gate, value = halves.chunk(2, dim=-1)
         of_halves = torch.empty_like(halves)
         of_gate, of_value = of_halves.chunk(2, dim=-1)
-        activated = F.silu(gate) if ctx.is_silu else F.gelu(gate)
-        torch.mul(gradient, activated, out=of_value)
-        of_activated = torch.mul(gradient, value, out=activated)
-        backward = torch.ops.aten.silu_backward if ctx.is_silu else torch.ops.aten.gelu_backward
-        backward(of_activated, gate, grad_input=of_gate)
+        aten = torch.ops.aten
+        forward, backward = (aten.silu, aten.silu_backward) if ctx.is_silu else (aten.gelu, aten.gelu_backward)
+        forward(gate, out=of_value).mul_(gradient)
+        backward(torch.mul(gradient, value, out=of_gate), gate, grad_input=of_gate)
         return of_halves, None
 
 

@@ -100,13 +100,13 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
     pp, vpp = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size or 1
     layers = layers_on_rank(config, pp_rank)
     in_flight = chunks_in_flight(pp, parallel.virtual_pipeline_model_parallel_size, pp_rank, config.num_microbatches(data_parallel_size))
-    biases = config.train.micro_batch_size * _alibi_bias(config)  # where a sample is padded, every sample of the batch has one of its own
     kept = in_flight * (layers // vpp * layer_activations(config, is_cuda) + _document_mask(config))
-    kept += (in_flight if config.train.recompute == "none" else vpp) * biases
     if pp_rank == 0:
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
         kept += _head_activations(config, vocab_size)
+    if config.train.recompute == "full" and config.model.position_embedding_type == "rope":
+        kept += 4 * config.data.longest_length // config.parallel.context_parallel_size * config.model.head_dim  # one tensor of angles
     return kept + _alibi_biases(config, is_cuda, in_flight)
 
 
@@ -137,8 +137,7 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         attention += query + key_value
     elif 1 < model.query_groups < model.num_attention_heads:
         attention += query  # the queries of a group lie between keys and values of others: they are copied out
-    gated = 5 if _is_transformer_engine(config, is_cuda) and not config.train.bias_activation_fusion else 3
-    feed_forward = (gated if model.is_gated else 2) * model.ffn_hidden_size
+    feed_forward = (2 if not model.is_gated else 3 if _is_gated_at_once(config, is_cuda) else 5) * model.ffn_hidden_size
     kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
     kept += tokens * size * (attention + feed_forward) // tp
     if recompute == "none":
@@ -146,6 +145,11 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     if model.position_embedding_type == "rope":
         kept += 4 * config.data.longest_length // cp * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
+
+
+def _is_gated_at_once(config: RunConfig, is_cuda: bool) -> bool:
+    """Whether a gated activation keeps its input alone, and its gradients are made at once."""
+    return config.model.is_gated and (config.train.bias_activation_fusion or not _is_transformer_engine(config, is_cuda))
 
 
 def _fp8_copies(config: RunConfig, pp_rank: int) -> int:
@@ -202,7 +206,8 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int, is_cuda: bool = T
     model, tp, size, tokens = config.model, config.parallel.tensor_model_parallel_size, _value_bytes(config), _tokens(config)
     query, key_value = attention_widths(model)
     rows = [(2 if model.is_gated else 1) * model.ffn_hidden_size, query + 2 * key_value, model.hidden_size * (model.kind == "encoder")]
-    in_layer = tokens * size * (2 * model.hidden_size + model.ffn_hidden_size // tp) + max(rows[:2]) * model.hidden_size // tp * size
+    inner = (2 if _is_gated_at_once(config, is_cuda) else 1) * model.ffn_hidden_size
+    in_layer = tokens * size * (2 * model.hidden_size + inner // tp) + max(rows[:2]) * model.hidden_size // tp * size
     if config.train.recompute == "full":
         input_of_layer = size * tokens // _sequence_parts(config) * model.hidden_size
         in_layer += layer_activations(config, is_cuda, recompute="none") - input_of_layer

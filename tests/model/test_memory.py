@@ -228,14 +228,19 @@ def test_the_busiest_rank_is_the_one_that_needs_most(tiny_config):
 
 
 def test_scores_of_transformer_engines_fp32_attention_are_kept(tiny_config):
-    """On CUDA, where its layers are taken: 2 samples x 4 heads x 32^2 scores of 4 bytes, with dropout 9; torch's kernels keep none."""
-    torch_path, te = (config_from_dict(tiny_config(**{"model.transformer_impl": name})) for name in ("torch", "auto"))
+    """On CUDA, where its layers are taken: 2 samples x 4 heads x 32^2 scores of 4 bytes, with dropout 9; torch's kernels keep none.
+    Without a fused SwiGLU it keeps 2 x 96 values of each token besides."""
+    names, fused = ("torch", "auto"), {"train.bias_activation_fusion": True}
+    torch_path, te = (config_from_dict(tiny_config(**fused, **{"model.transformer_impl": name})) for name in names)
+    plain_torch, plain_te = (config_from_dict(tiny_config(**{"model.transformer_impl": name})) for name in names)
+    assert layer_activations(plain_torch) == layer_activations(torch_path)
+    assert layer_activations(plain_te) - layer_activations(te) == 2 * 32 * 2 * 96 * 4
     statistics = 2 * 32 * 4 * 4
     scores = 4 * 2 * 4 * 32**2
     assert layer_activations(te) - layer_activations(torch_path) == scores - statistics
     assert layer_activations(te, recompute="selective") == layer_activations(torch_path, recompute="selective")
     assert layer_activations(te, is_cuda=False) == layer_activations(torch_path, is_cuda=False)
-    in_bf16 = [config_from_dict(tiny_config(**{"model.transformer_impl": name, "train.precision": "bf16"})) for name in ("torch", "auto")]
+    in_bf16 = [config_from_dict(tiny_config(**fused, **{"model.transformer_impl": name, "train.precision": "bf16"})) for name in names]
     assert layer_activations(in_bf16[0]) == layer_activations(in_bf16[1])
 
 
@@ -243,7 +248,7 @@ def test_layers_share_the_alibi_bias(tiny_config):
     """Of Transformer Engine one; of torch one more for each of two samples that may be padded."""
     trees = [tiny_config(**{"train.precision": "bf16", "train.recompute": "selective"}) for _ in range(2)]
     for tree, name in zip(trees, ("torch", "auto"), strict=True):
-        tree["model"].update({**DNABERT2, "transformer_impl": name})
+        tree["model"].update({**DNABERT2, "activation": "gelu", "transformer_impl": name})
         tree["data"]["masking"] = {"mlm_probability": 0.15}
     torch_path, te = (stage_activations(config_from_dict(tree), 10, 1, 0) for tree in trees)
     assert torch_path - te == 2 * 4 * 32**2 * 2  # 4 heads
@@ -251,7 +256,8 @@ def test_layers_share_the_alibi_bias(tiny_config):
 
 def test_context_parallel_ranks_share_the_sequence(tiny_config):
     whole, half = (config_from_dict(tiny_config(**{"train.precision": "bf16", "parallel.cp": cp})) for cp in (1, 2))
-    assert layer_activations(half) * 2 == layer_activations(whole)
+    both_halves = 2 * 32 * 64 * 2  # attention's results of both halves of a causal sequence, and these behind each other
+    assert layer_activations(half) * 2 == layer_activations(whole) + both_halves
     assert rank_memory(half, 10, 0, 2, 0).weights == rank_memory(whole, 10, 0, 4, 0).weights
     shared = {"train.precision": "bf16", "parallel.use_distributed_optimizer": True}
     whole, half = (config_from_dict(tiny_config(**shared, **{"parallel.cp": cp})) for cp in (1, 2))
