@@ -35,6 +35,7 @@ MEGATRON_FILES = {
     "dnapretrain/evaluate/heldout.py",
     "dnapretrain/model/attention_kernels.py",
     "dnapretrain/model/build.py",
+    "dnapretrain/model/cross_entropy.py",
     "dnapretrain/model/decoder.py",
     "dnapretrain/model/encoder.py",
     "dnapretrain/model/kernels.py",
