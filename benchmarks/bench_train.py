@@ -1,8 +1,10 @@
 """Speed of a training step: Megatron-core with the torch spec, with Transformer Engine, and `transformers` in plain PyTorch.
 
 Prints rows for BENCHMARKS.md. All contestants have the same shape, batch and data, live in one process and
-take their steps in turns; medians are compared. On CUDA ours trains in bf16 with fp32 main weights and
-gradients, `transformers` in fp32 weights under bf16 autocast; on CPU both train in fp32.
+take their steps in turns, in the other order every other time; the ratio is the median over turns of the ratio of
+the two steps of a turn, which a machine that is busy for a while disturbs little. In bf16 ours has bf16 weights with
+fp32 main weights and gradients, `transformers` fp32 weights under bf16 autocast: both keep weights, gradients' sums
+and Adam's moments in fp32 and multiply matrices in bf16. On CUDA bf16 is measured, on CPU fp32 and bf16.
 
     python benchmarks/bench_train.py --device cpu
     python benchmarks/bench_train.py --device cuda --size 1.2b
@@ -66,16 +68,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--size", choices=SIZES, help="default: 120m on cuda, small on cpu")
+    parser.add_argument("--precision", help="comma-separated, of fp32, bf16; default: bf16 on cuda, both on cpu")
     parser.add_argument("--contestants", default="torch,te,transformers", help="comma-separated, of torch, te, transformers")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each contestant (default 20)")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before those (default 5)")
     arguments = parser.parse_args()
     size = SIZES[arguments.size or ("120m" if arguments.device == "cuda" else "small")]
-    with tempfile.TemporaryDirectory(prefix="bench_train_") as folder:
-        return bench(arguments, size, Path(folder))
+    precisions = arguments.precision or ("bf16" if arguments.device == "cuda" else "fp32,bf16")
+    failed = 0
+    for precision in precisions.split(","):
+        with tempfile.TemporaryDirectory(prefix="bench_train_") as folder:
+            failed |= bench(arguments, size, Path(folder), precision)
+    return failed
 
 
-def bench(arguments: argparse.Namespace, size: Size, folder: Path) -> int:
+def bench(arguments: argparse.Namespace, size: Size, folder: Path, precision: str) -> int:
     """Build, warm up and time the contestants; print one row for each and one for each ratio. Returns 1 if any failed."""
     from dnapretrain.config import ParallelConfig
     from dnapretrain.model.counts import FLOPS_FORMULA
@@ -86,18 +93,25 @@ def bench(arguments: argparse.Namespace, size: Size, folder: Path) -> int:
     write_shard(folder)
     start_groups(platform, ParallelConfig(), SEED)
     try:
-        contestants, failed = prepare(arguments, size, folder, platform)
+        contestants, failed = prepare(arguments, size, folder, platform, precision)
         seconds, peaks = measure(contestants, arguments.steps, platform.is_cuda)
-        precision = "bf16" if platform.is_cuda else "fp32"
         for name, contestant in contestants.items():
             memory = f", peak memory {(peaks[name] - contestant.others_bytes) / 2**30:.1f} GiB" if platform.is_cuda else ""
             value = rates(seconds[name], size, arguments.device) + memory
+            if isinstance(contestant, Ours):
+                value += f", {100 * contestant.seconds_waited / sum(seconds[name]):.3f} % of it waiting for data"
             print(row(f"training step, {TITLES[name]}, {precision}, {contestant.num_weights / 1e6:,.1f} M weights, {size.label}", value))
         for name in ("te", "transformers"):
             if name in seconds and "torch" in seconds:
-                ratio = statistics.median(seconds[name]) / statistics.median(seconds["torch"])
+                ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["torch"], strict=True)]
+                low, ratio, high = statistics.quantiles(ratios, n=4)
                 what = f"step time of {TITLES[name]} over that of {TITLES['torch']}"
-                print(row(f"{what}, {precision}, {size.label}", f"{ratio:.3f} (above 1: ours with the torch spec is faster)"))
+                print(
+                    row(
+                        f"{what}, {precision}, {size.label}",
+                        f"{ratio:.3f}, quartiles {low:.3f}-{high:.3f} of {len(ratios)} turns (above 1: ours is faster)",
+                    )
+                )
     finally:
         stop_groups()
     print(f"TFLOP/s: {FLOPS_FORMULA}")
@@ -126,11 +140,11 @@ class Contestant:
 class Ours(Contestant):
     """Our trainer with one layer spec."""
 
-    def __init__(self, size: Size, folder: Path, platform: Any, transformer_impl: str) -> None:
+    def __init__(self, size: Size, folder: Path, platform: Any, transformer_impl: str, precision: str) -> None:
         from dnapretrain.model.build import named_weights
         from dnapretrain.train.run import build_trainer, open_data
 
-        config = run_config(size, folder, platform.device.type, transformer_impl)
+        config = run_config(size, folder, platform.device.type, transformer_impl, precision)
         self.trainer = build_trainer(config, platform, open_data(config))
         chunks = [unwrapped(chunk) for chunk in self.trainer.chunks]
         self.num_weights = sum(weight.numel() for _, weight in named_weights(chunks))
@@ -139,19 +153,30 @@ class Ours(Contestant):
         """One `Trainer.train_step`."""
         return self.trainer.train_step(self.trainer.next_batches()).loss
 
+    @property
+    def seconds_waited(self) -> float:
+        """For data, since the last call of `forget`."""
+        return sum(prefetch.seconds_waited for prefetch in self.trainer.prefetch if prefetch)
+
+    def forget(self) -> None:
+        """Count what was waited for from here on."""
+        for prefetch in self.trainer.prefetch:
+            if prefetch:
+                prefetch.seconds_waited = 0.0
+
 
 class Transformers(Contestant):
-    """The same shape as `LlamaForCausalLM`, trained by a plain PyTorch loop: AdamW, clipping, autocast on CUDA."""
+    """The same shape as `LlamaForCausalLM`, trained by a plain PyTorch loop: fused AdamW, clipping, autocast in bf16."""
 
-    def __init__(self, size: Size, folder: Path, platform: Any) -> None:
+    def __init__(self, size: Size, folder: Path, platform: Any, precision: str) -> None:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from dnapretrain.config import padded_vocab_size
         from dnapretrain.train.run import open_data
 
-        self.size, self.device, self.next_sample = size, platform.device, 0
-        self.config = run_config(size, folder, platform.device.type, "torch")
+        self.size, self.device, self.next_sample, self.is_bf16 = size, platform.device, 0, precision == "bf16"
+        self.config = run_config(size, folder, platform.device.type, "torch", precision)
         data = open_data(self.config)
         self.stream = data.train
         shape = LlamaConfig(
@@ -171,9 +196,7 @@ class Transformers(Contestant):
         self.num_weights = sum(weight.numel() for weight in self.model.parameters())
         optim = self.config.optim
         betas = (optim.adam_beta1, optim.adam_beta2)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), optim.lr, betas, optim.adam_eps, optim.weight_decay, fused=platform.is_cuda
-        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), optim.lr, betas, optim.adam_eps, optim.weight_decay, fused=True)
 
     def step(self) -> float:
         """Gradients of all micro-batches, divided by the number of targets as ours are, then one update."""
@@ -181,23 +204,20 @@ class Transformers(Contestant):
         import torch
         import torch.nn.functional as F
 
-        from dnapretrain.model.batches import to_device
+        from dnapretrain.model.batches import BatchPlace
 
         first, size = self.next_sample, self.size
         self.next_sample += size.global_batch_size
+        place = BatchPlace(size.micro_batch_size, 0, 1, self.device, (True,), self.stream.tokenizer.pad_id, bidirectional=False)
         batches = [
-            to_device(
-                self.stream.batch(np.arange(start, start + size.micro_batch_size, dtype=np.int64)),
-                self.device,
-                self.stream.tokenizer.pad_id,
-            )
+            place.take(self.stream.batch(np.arange(start, start + size.micro_batch_size, dtype=np.int64)))
             for start in range(first, self.next_sample, size.micro_batch_size)
         ]
         num_targets = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum()
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16) if self.is_bf16 else nullcontext():
                 logits_BSV = self.model(batch.tokens_BS).logits
             losses = F.cross_entropy(logits_BSV.float().flatten(0, 1), batch.labels_BS.flatten(), reduction="none")
             loss = (losses * batch.loss_mask_BS.flatten()).sum() / num_targets
@@ -208,14 +228,16 @@ class Transformers(Contestant):
         return float(total)
 
 
-def prepare(arguments: argparse.Namespace, size: Size, folder: Path, platform: Any) -> tuple[dict[str, Contestant], list[str]]:
+def prepare(
+    arguments: argparse.Namespace, size: Size, folder: Path, platform: Any, precision: str
+) -> tuple[dict[str, Contestant], list[str]]:
     """The contestants that could be built and warmed up, and the names of those that failed (each is reported)."""
     import torch
 
     builders: dict[str, Callable[[], Contestant]] = {
-        "torch": lambda: Ours(size, folder, platform, "torch"),
-        "te": lambda: Ours(size, folder, platform, "transformer_engine"),
-        "transformers": lambda: Transformers(size, folder, platform),
+        "torch": lambda: Ours(size, folder, platform, "torch", precision),
+        "te": lambda: Ours(size, folder, platform, "transformer_engine", precision),
+        "transformers": lambda: Transformers(size, folder, platform, precision),
     }
     contestants: dict[str, Contestant] = {}
     held: dict[str, int] = {}
@@ -247,8 +269,11 @@ def measure(contestants: dict[str, Contestant], steps: int, is_cuda: bool) -> tu
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     peaks = dict.fromkeys(contestants, 0)
-    for _ in range(steps):
-        for name, contestant in contestants.items():
+    for contestant in contestants.values():
+        if isinstance(contestant, Ours):
+            contestant.forget()
+    for turn in range(steps):
+        for name, contestant in list(contestants.items())[:: -1 if turn % 2 else 1]:
             if is_cuda:
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
@@ -290,7 +315,7 @@ def model_section(size: Size, transformer_impl: str) -> dict[str, Any]:
     return {**{name: getattr(size, name) for name in names}, "transformer_impl": transformer_impl}
 
 
-def run_config(size: Size, folder: Path, device: str, transformer_impl: str) -> Any:
+def run_config(size: Size, folder: Path, device: str, transformer_impl: str, precision: str) -> Any:
     from dnapretrain.config_file import config_from_dict
 
     return config_from_dict(
@@ -300,11 +325,11 @@ def run_config(size: Size, folder: Path, device: str, transformer_impl: str) -> 
             "model": model_section(size, transformer_impl),
             "optim": {"lr": 1e-4, "lr_decay_style": "constant"},
             "train": {
-                "run_dir": str(folder / transformer_impl),
+                "run_dir": str(folder / f"{transformer_impl}_{precision}"),
                 "train_steps": 1_000_000,
                 "micro_batch_size": size.micro_batch_size,
                 "global_batch_size": size.global_batch_size,
-                "precision": "bf16" if device == "cuda" else "fp32",
+                "precision": precision,
                 "device": device,
                 "seed": SEED,
             },

@@ -149,7 +149,7 @@ def rival(contestant: str, config: Any, data: Any, platform: Any) -> tuple[Calla
     import numpy as np
     import torch
 
-    from dnapretrain.model.batches import to_device
+    from dnapretrain.model.batches import BatchPlace
 
     torch.manual_seed(SEED)
     model = rival_model(contestant, config, data).to(platform.device).train()
@@ -161,17 +161,13 @@ def rival(contestant: str, config: Any, data: Any, platform: Any) -> tuple[Calla
     optimizer = torch.optim.AdamW(
         model.parameters(), optim.lr, (optim.adam_beta1, optim.adam_beta2), optim.adam_eps, optim.weight_decay, fused=platform.is_cuda
     )
+    place = BatchPlace(train.micro_batch_size, 0, 1, platform.device, (True,), data.tokenizer.pad_id, bidirectional=config.is_masked)
     position = [0]
 
     def step() -> float:
         first, position[0] = position[0], position[0] + train.global_batch_size
         batches = [
-            to_device(
-                data.train.batch(np.arange(start, start + train.micro_batch_size, dtype=np.int64)),
-                platform.device,
-                data.tokenizer.pad_id,
-                bidirectional=config.is_masked,
-            )
+            place.take(data.train.batch(np.arange(start, start + train.micro_batch_size, dtype=np.int64)))
             for start in range(first, position[0], train.micro_batch_size)
         ]
         num_targets = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum()

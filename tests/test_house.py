@@ -33,6 +33,7 @@ DATA_ROOMS = (("formats",), ("shards",), ("genes", "variants", "corpora", "token
 LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 MEGATRON_FILES = {
     "dnapretrain/evaluate/heldout.py",
+    "dnapretrain/model/attention_kernels.py",
     "dnapretrain/model/build.py",
     "dnapretrain/model/cross_entropy.py",
     "dnapretrain/model/decoder.py",

@@ -198,7 +198,15 @@ def test_the_look_at_imports_can_fail(tmp_path: Path) -> None:
 
 TRAINING_STEP = {
     **{"kind": "train", "step": 1, "loss": 1.4, "bits_per_base": 2.0, "grad_norm": 1.0, "lr": 1e-3, "num_tokens": 8, "updated": True},
-    **{"seconds": 0.1, "consumed_samples": 1, "consumed_tokens": 8, "consumed_bases": 8, "tokens_per_second": 80, "tflops": 0.0},
+    **{
+        "seconds": 0.1,
+        "consumed_samples": 1,
+        "consumed_tokens": 8,
+        "consumed_bases": 8,
+        "tokens_per_second": 80,
+        "data_wait": 0.0,
+        "tflops": 0.0,
+    },
 }
 
 

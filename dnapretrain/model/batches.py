@@ -9,7 +9,7 @@ take their parts (`own_part`): what looks at a whole sample is done before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,7 +32,8 @@ class DeviceBatch:
     positions_BS: torch.Tensor
     attention_mask: torch.Tensor | None
     """bool [B, 1, 1, K], True at padding; None where no token is padding, or attention is causal. With data.document_attention
-    what attention adds to its scores, [B, 1, S, K] (`document_mask`); None where no sample has tokens of two documents."""
+    what attention adds to its scores, [B, 1, S, K] (`document_mask`), or numbers of documents, int64 [B, 1, 1, K]; None where no
+    sample has tokens of two documents."""
     num_tokens: int
     """Labels that are not padding."""
     whole: WholeSamples | None = None
@@ -53,6 +54,21 @@ class WholeSamples:
 
 
 @dataclass(frozen=True)
+class HostBatch:
+    """A micro-batch as it was read, in memory that a GPU can copy from while it works (pinned), where there is one."""
+
+    tokens_BP: torch.Tensor
+    labels_BP: torch.Tensor
+    loss_mask_BP: torch.Tensor
+    padding: torch.Tensor | None
+    """bool [B, 1, 1, S], where attention must know of it and there is any; of whole samples, as the documents are."""
+    documents_BS: torch.Tensor | None
+    has_several_documents: bool
+    """Whether any sample has tokens of two."""
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class BatchPlace:
     """Which part of each global batch this rank reads, and whether its model chunk reads any."""
 
@@ -67,6 +83,8 @@ class BatchPlace:
     """Whether attention must be told what is padding: causal attention meets none before what it predicts."""
     dtype: torch.dtype = torch.float32
     """What attention computes in, which its mask of documents must have."""
+    documents_by_number: bool = False
+    """Whether attention is told the documents of tokens rather than such a mask (FlexAttention)."""
     context_parallel_rank: int = 0
     context_parallel_size: int = 1
 
@@ -81,7 +99,7 @@ class BatchPlace:
 
     def take(self, batch: Batch) -> DeviceBatch:
         """This rank's part of a micro-batch, on its device."""
-        return to_device(batch, self.device, self.pad_id, self.bidirectional, self.dtype, self.own_part)
+        return to_device(to_host(batch, self), self)
 
     def whole(self, sample_ids: np.ndarray, batch: Batch) -> WholeSamples:
         """What `take` takes a part of."""
@@ -96,14 +114,27 @@ def all_of(of_samples: torch.Tensor) -> torch.Tensor:
     return of_samples
 
 
-def step_batches(stream: TrainStream, place: BatchPlace, first_sample: int, num_microbatches: int) -> list[Iterator[DeviceBatch | None]]:
-    """One iterator per model chunk over this rank's micro-batches of one global batch; None where the chunk reads no batch."""
+Reader = Callable[[int, int], HostBatch]
+"""(first sample of a global batch, index) -> this rank's micro-batch `index` of it."""
 
-    def chunk_batches(reads: bool) -> Iterator[DeviceBatch | None]:
-        for index in range(num_microbatches):
-            yield place.take(stream.batch(place.micro_batch_ids(first_sample, index))) if reads else None
 
-    return [chunk_batches(reads) for reads in place.chunk_reads]
+def step_batches(readers: Sequence[Reader | None], place: BatchPlace, first_sample: int, count: int) -> list[Iterator[DeviceBatch | None]]:
+    """One iterator per model chunk over this rank's `count` micro-batches of one global batch; None where the chunk reads no batch."""
+
+    def chunk_batches(read: Reader | None) -> Iterator[DeviceBatch | None]:
+        for index in range(count):
+            yield to_device(read(first_sample, index), place) if read else None
+
+    return [chunk_batches(read) for read in readers]
+
+
+def direct_readers(stream: TrainStream, place: BatchPlace) -> list[Reader | None]:
+    """What reads each model chunk's micro-batches when they are asked for."""
+
+    def read(first_sample: int, index: int) -> HostBatch:
+        return to_host(stream.batch(place.micro_batch_ids(first_sample, index)), place)
+
+    return [read if reads else None for reads in place.chunk_reads]
 
 
 def held_out_batches(
@@ -130,25 +161,44 @@ def held_out_batches(
     return [chunk_batches(reads) for reads in place.chunk_reads]
 
 
-def to_device(
-    batch: Batch,
-    device: torch.device,
-    pad_id: int,
-    bidirectional: bool = False,
-    dtype: torch.dtype = torch.float32,
-    own_part: Callable[[torch.Tensor], torch.Tensor] = all_of,
-) -> DeviceBatch:
-    """`own_part` of `batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
-    tokens, labels, loss_mask = (own_part(torch.from_numpy(array)) for array in (batch.tokens, batch.labels, batch.loss_mask))
-    num_tokens = int((labels != pad_id).sum())
-    positions = torch.arange(batch.tokens.shape[1], device=device).expand(batch.tokens.shape)
-    mask = padding_mask(batch.tokens, pad_id, device) if bidirectional else None
-    if batch.documents is not None:
-        documents = torch.from_numpy(batch.documents).to(device)
-        several = bool((batch.documents != batch.documents[:, :1]).any())
-        mask = document_mask(documents, not bidirectional, dtype, own_part) if several else None
+def to_host(batch: Batch, place: BatchPlace) -> HostBatch:
+    """This rank's part of `batch` as tensors, ready to be copied to the device; what needs a look at its numbers is settled here."""
+
+    def ready(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if place.device.type == "cuda" else tensor
+
+    tokens, labels, loss_mask = (place.own_part(torch.from_numpy(array)) for array in (batch.tokens, batch.labels, batch.loss_mask))
+    documents = batch.documents
+    padding = padding_mask(batch.tokens, place.pad_id, torch.device("cpu")) if place.bidirectional and documents is None else None
+    return HostBatch(
+        tokens_BP=ready(tokens),
+        labels_BP=ready(labels),
+        loss_mask_BP=ready(loss_mask),
+        padding=None if padding is None else ready(padding),
+        documents_BS=None if documents is None else ready(torch.from_numpy(documents)),
+        has_several_documents=documents is not None and bool((documents != documents[:, :1]).any()),
+        num_tokens=int((labels != place.pad_id).sum()),
+    )
+
+
+def to_device(batch: HostBatch, place: BatchPlace) -> DeviceBatch:
+    """`batch` on the device, with the positions of its tokens and what attention must not see: one mask for all layers."""
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(place.device, non_blocking=True)
+
+    rows, own_length = batch.tokens_BP.shape
+    positions = torch.arange(own_length * place.context_parallel_size, device=place.device).expand(rows, -1)
+    mask = None if batch.padding is None else copy(batch.padding)
+    if batch.documents_BS is not None:
+        documents = copy(batch.documents_BS)
         positions = document_positions(documents)
-    return DeviceBatch(tokens.to(device), labels.to(device), loss_mask.to(device), own_part(positions), mask, num_tokens)
+        if batch.has_several_documents and place.documents_by_number:
+            mask = documents[:, None, None, :]
+        elif batch.has_several_documents:
+            mask = document_mask(documents, not place.bidirectional, place.dtype, place.own_part)
+    tokens, labels, loss_mask = (copy(tensor) for tensor in (batch.tokens_BP, batch.labels_BP, batch.loss_mask_BP))
+    return DeviceBatch(tokens, labels, loss_mask, place.own_part(positions), mask, batch.num_tokens)
 
 
 def document_positions(documents_BS: torch.Tensor) -> torch.Tensor:

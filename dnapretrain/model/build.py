@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import xxhash
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -23,7 +24,7 @@ from dnapretrain.model.decoder import Decoder, decoder_spec
 from dnapretrain.model.encoder import Encoder
 from dnapretrain.model.kernels import check_kernels, fuse_weight_gradients, transformer_fields, without_kernels
 from dnapretrain.model.layers import NORM_KEYS
-from dnapretrain.model.paths import use_transformer_engine
+from dnapretrain.model.paths import use_flex_attention, use_transformer_engine
 from dnapretrain.model.rotary import stretch
 from dnapretrain.parallel.platform import Platform
 
@@ -92,6 +93,12 @@ def build_chunks(config: RunConfig, tokenizer: Tokenizer, platform: Platform, in
     # Megatron's own initialization is overwritten, but it also marks which weights are spread over tensor-parallel ranks.
     transformer_config.perform_initialization = initialize_weights
     transformer_config.deterministic_mode = config.train.deterministic and platform.is_cuda
+    # Megatron's name for activations that the layer spec gives, with their gates: those of `fused`.
+    transformer_config.use_te_activation_func = (
+        config.model.is_gated
+        and not config.train.bias_activation_fusion
+        and not use_transformer_engine(config.model, platform, config.torch_only)
+    )
     virtual = config.parallel.virtual_pipeline_model_parallel_size
     chunks: list[Chunk] = []
     for stage in range(virtual or 1):
@@ -119,14 +126,24 @@ def _build_chunk(
     vp_stage: int | None,
 ) -> Chunk:
     use_te = use_transformer_engine(config.model, platform, config.torch_only)
+    use_flex = not use_te and use_flex_attention(config, platform)
     if config.model.kind == "encoder":
         return Encoder(
-            transformer_config, config.model, tokenizer, config.max_positions, first, last, vp_stage, token_loss(config, tokenizer), use_te
+            transformer_config,
+            config.model,
+            tokenizer,
+            config.max_positions,
+            first,
+            last,
+            vp_stage,
+            token_loss(config, tokenizer),
+            use_te,
+            use_flex,
         )
     return Decoder(
         transformer_config,
         token_loss=token_loss(config, tokenizer),
-        transformer_layer_spec=decoder_spec(transformer_config, use_te, vp_stage),
+        transformer_layer_spec=decoder_spec(transformer_config, use_te, use_flex, vp_stage),
         vocab_size=padded_vocab_size(tokenizer.vocab_size),
         max_sequence_length=config.max_positions,
         pre_process=first,
@@ -147,6 +164,12 @@ def wrap_for_training(chunks: list[Chunk], parallel: ParallelConfig, precision: 
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
     modules = wrap_for_precision(chunks, precision)
+    for chunk in chunks:
+        if not next(chunk.parameters()).is_cuda:  # there train.gradient_accumulation_fusion says so, and a kernel of Apex is needed
+            for linear in chunk.modules():
+                if isinstance(linear, ColumnParallelLinear | RowParallelLinear):
+                    # The product itself adds a weight's gradient to the fp32 sum that the wrapper makes.
+                    linear.gradient_accumulation_fusion = True
     return [
         DistributedDataParallel(chunk.config, ddp_config, module, disable_bucketing=index > 0)
         for index, (chunk, module) in enumerate(zip(chunks, modules, strict=True))

@@ -11,7 +11,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from dnapretrain.model.attention_kernels import FlexAttention
 from dnapretrain.model.cross_entropy import TokenLoss
+from dnapretrain.model.fused import swiglu
 from dnapretrain.model.layers import RMSNorm, SdpaAttention
 
 
@@ -32,12 +34,13 @@ class Decoder(GPTModel):
         return self.token_loss(logits, labels, self.tp_group, self.training)
 
 
-def decoder_spec(config: TransformerConfig, use_te: bool, vp_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
+def decoder_spec(config: TransformerConfig, use_te: bool, use_flex: bool, vp_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
     """The layer spec: Transformer Engine's fused modules, or Megatron's parallel layers with our norm and attention."""
     if use_te:
         return get_gpt_layer_with_transformer_engine_spec()
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = SdpaAttention
+    layer.submodules.self_attention.submodules.core_attention = FlexAttention if use_flex else SdpaAttention
+    layer.submodules.mlp.submodules.activation_func = swiglu
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm)

@@ -33,11 +33,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from dnapretrain.config import ModelConfig, padded_vocab_size
 from dnapretrain.data.tokens.tokenizers import Tokenizer
+from dnapretrain.model.attention_kernels import FlexAlibiAttention, FlexAttention
 from dnapretrain.model.cross_entropy import TokenLoss
+from dnapretrain.model.fused import geglu, swiglu
 from dnapretrain.model.layers import (
     NORM_KEYS,
     AddResidual,
     AlibiAttention,
+    AlibiBias,
     LayerModules,
     LayerNorm,
     RMSNorm,
@@ -49,6 +52,8 @@ from dnapretrain.model.layers import (
 from dnapretrain.parallel.groups import sum_over_context_parallel
 
 NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
+
+GATED = {"swiglu": swiglu, "geglu": geglu}
 
 
 class Encoder(LanguageModule):
@@ -65,6 +70,7 @@ class Encoder(LanguageModule):
         vp_stage: int | None,
         token_loss: TokenLoss,
         use_te: bool,
+        use_flex: bool,
     ) -> None:
         super().__init__(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
         self.tp_group = self.pg_collection.tp
@@ -85,7 +91,7 @@ class Encoder(LanguageModule):
             self.rotary_pos_emb = None
         self.encoder = TransformerBlock(
             config=config,
-            spec=encoder_spec(config, model, use_te, vp_stage),
+            spec=encoder_spec(config, model, use_te, use_flex, vp_stage),
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -212,12 +218,14 @@ class MaskedLmHead(MegatronModule):
         return self.layer_norm(F.gelu(self.dense(hidden_SBH)))
 
 
-def encoder_spec(config: TransformerConfig, model: ModelConfig, use_te: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
+def encoder_spec(
+    config: TransformerConfig, model: ModelConfig, use_te: bool, use_flex: bool, vp_stage: int | None
+) -> TransformerBlockSubmodules:
     """The layers: Megatron's, of parallel linear layers, norms and attention by torch or by Transformer Engine, with our residual.
 
     Embeddings and head are the same modules on both paths, and so are the names that weights are stored under.
     """
-    modules = _modules(model, use_te)
+    modules = _modules(model, use_te, use_flex)
     is_post, dropout_inside = model.norm_position == "post", model.ffn_dropout == "inner"
     norm_before = IdentityOp if is_post or modules.column_has_norm else modules.norm
     second = with_input_dropout(modules.row) if dropout_inside else modules.row
@@ -231,7 +239,11 @@ def encoder_spec(config: TransformerConfig, model: ModelConfig, use_te: bool, vp
             linear_proj=with_bias(modules.row, model.attention_bias),
         ),
     )
-    mlp = MLPSubmodules(linear_fc1=with_bias(modules.column, model.ffn_in_bias), linear_fc2=with_bias(second, model.ffn_out_bias))
+    mlp = MLPSubmodules(
+        linear_fc1=with_bias(modules.column, model.ffn_in_bias),
+        activation_func=GATED.get(model.activation),  # read only where `to_transformer_config` says that activations are given
+        linear_fc2=with_bias(second, model.ffn_out_bias),
+    )
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -248,15 +260,20 @@ def encoder_spec(config: TransformerConfig, model: ModelConfig, use_te: bool, vp
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=None if is_post else modules.norm)
 
 
-def _modules(model: ModelConfig, use_te: bool) -> LayerModules:
+def _modules(model: ModelConfig, use_te: bool, use_flex: bool) -> LayerModules:
     if use_te:
         from dnapretrain.model.transformer_engine import transformer_engine_modules  # needs Transformer Engine
 
         return transformer_engine_modules(model)
+    attention: type[torch.nn.Module] | ModuleSpec
+    if model.position_embedding_type == "alibi":
+        attention = FlexAlibiAttention if use_flex else ModuleSpec(module=AlibiAttention, params={"bias": AlibiBias()})
+    else:
+        attention = FlexAttention if use_flex else SdpaAttention
     return LayerModules(
         norm=NORMS[model.normalization],
         column=ColumnParallelLinear,
         row=RowParallelLinear,
-        attention=AlibiAttention if model.position_embedding_type == "alibi" else SdpaAttention,
+        attention=attention,
         column_has_norm=False,
     )

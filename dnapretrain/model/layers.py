@@ -18,10 +18,12 @@ from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention.bias import causal_lower_right
 
 from dnapretrain.model.context_parallel import attend_over_ranks, own_part
+from dnapretrain.model.fused import rms_norm
 
 NORM_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -42,6 +44,10 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         mark_sequence_parallel(self, config.sequence_parallel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of [..., hidden]: on CUDA by torch's kernel, elsewhere, where torch has none, by `fused.rms_norm`."""
+        return super().forward(x) if x.is_cuda else rms_norm(x, self.weight, self.eps or 0.0)
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -122,26 +128,45 @@ class SdpaAttention(torch.nn.Module):
 class AlibiAttention(SdpaAttention):
     """Attention with the symmetric linear bias -slope x |i - j| (Press et al. 2022, for both directions)."""
 
-    def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, bias: AlibiBias, **arguments: Any) -> None:
         super().__init__(config, **arguments)
-        self._bias: torch.Tensor | None = None
+        self.bias = bias
 
     def mask(self, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The bias in the query's type, [1, N, S, S], or [B, N, S, S] with what is not to be seen at minus infinity: rows of this rank's
         queries, columns of the whole sequence."""
-        size = self.config.context_parallel_size
-        sequence = query_BNSD.shape[2] * size
-        known = self._bias
+        return self.bias(self.config, query_BNSD, attention_mask)
+
+
+class AlibiBias:
+    """ALiBi's bias as a tensor, one for all layers of a model chunk; also with the mask of the micro-batch that it was last asked for."""
+
+    def __init__(self) -> None:
+        self._plain: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
+        self._masked: torch.Tensor | None = None
+
+    def __call__(self, config: TransformerConfig, query_BNSD: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """What `AlibiAttention.mask` gives."""
+        size = config.context_parallel_size
+        sequence, known = query_BNSD.shape[2] * size, self._plain
         if known is None or known.shape[-1] != sequence or known.dtype != query_BNSD.dtype or known.device != query_BNSD.device:
             positions = torch.arange(sequence, device=query_BNSD.device)
             own_positions = own_part(positions, parallel_state.get_context_parallel_rank(), size, dim=0)
             distances_SS = (own_positions[:, None] - positions).abs()
-            slopes_N = tensor_parallel_slice(alibi_slopes(self.config.num_attention_heads)).to(query_BNSD.device)
-            known = (-slopes_N[:, None, None] * distances_SS)[None].to(query_BNSD.dtype)
-            self._bias = known
+            slopes_N = tensor_parallel_slice(alibi_slopes(config.num_attention_heads)).to(query_BNSD.device)
+            self._plain = known = (-slopes_N[:, None, None] * distances_SS)[None].to(query_BNSD.dtype)
+            self._mask = self._masked = None
         if attention_mask is None:
+            self._mask = self._masked = None
             return known
-        return known + attention_mask if attention_mask.is_floating_point() else known.masked_fill(attention_mask, -math.inf)
+        # The mask is held, so its memory is not given to another; recomputed layers are given another tensor over it.
+        same = self._mask is not None and self._mask.data_ptr() == attention_mask.data_ptr() and self._mask.shape == attention_mask.shape
+        if self._masked is None or not same:
+            self._mask = attention_mask
+            added = attention_mask.is_floating_point()
+            self._masked = known + attention_mask if added else known.masked_fill(attention_mask, -math.inf)
+        return self._masked
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:
@@ -220,6 +245,6 @@ class LayerModules:
     """Linear layer split by outputs over tensor-parallel ranks: queries, keys and values; the feed-forward's first."""
     row: type[torch.nn.Module]
     """Linear layer split by inputs: attention's projection; the feed-forward's second."""
-    attention: type[torch.nn.Module]
+    attention: type[torch.nn.Module] | ModuleSpec
     column_has_norm: bool
     """Whether `column` normalises its input itself."""

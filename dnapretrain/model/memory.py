@@ -19,14 +19,16 @@ MEMORY_FORMULA = {
     "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights, over dp x cp with the distributed optimizer",
     "activations": "what autograd keeps per token of a rank (micro-batch x sequence / cp) and layer, e bytes each value: "
     "norms 4 x hidden (inputs, outputs; over tp with sequence parallelism), queries, keys and values, rotated once more, and attention's "
-    "output (over tp; of a causal model twice where cp > 1; nothing of sequence^2 but ALiBi's bias, / cp), "
-    "feed-forward 5 x ffn if gated (3 with bias_activation_fusion), else 2 x ffn (over tp; what FP8 keeps smaller is not taken off), "
-    "1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
+    "output (over tp; of a causal model twice where cp > 1; nothing of sequence^2), "
+    "feed-forward 3 x ffn if gated (5 in Transformer Engine's layers without bias_activation_fusion), else 2 x ffn (over tp; what FP8 "
+    "keeps smaller is not taken off), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. Transformer Engine in fp32: 4 bytes per "
     "head and pair of tokens. recompute=selective keeps all but what attention keeps for itself; full keeps each layer's input. "
     "Times the micro-batches in flight: min(pp - stage, micro-batches), interleaved 2 (pp - stage - 1) + (vpp - 1) pp + 1 of one chunk",
     "doc. mask": "part of the activations: with data.document_attention e x micro-batch x sequence^2 / cp, once per chunk and micro-batch "
-    "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then",
+    "in flight, not per layer, where samples hold several documents; each query of a group has a key and value of its own then. "
+    "ALiBi's bias, e x heads / tp x sequence^2 / cp, is there once per chunk and, where a sample is padded or holds several documents, "
+    "again for each sample of a micro-batch. FlexAttention needs none of these: counted all the same",
     "working": "what lives for a moment: copies of the logits; or, with the head's activations gone, gradients of hidden states and of the "
     "feed-forward's inner ones, one matrix's gradient before it is added, the scores of attention that is computed again, with "
     "recompute=full one layer, where cp > 1 keys and values of whole samples four times (gathered, in order, their gradients)",
@@ -102,8 +104,10 @@ def stage_activations(config: RunConfig, vocab_size: int, data_parallel_size: in
     if pp_rank == 0:
         kept += -(-in_flight // vpp) * _embedding_activations(config, is_cuda)
     if pp_rank == pp - 1:  # runs the backward pass of a micro-batch right after its forward pass: one in flight
-        kept += _head_activations(config, vocab_size, is_cuda)
-    return kept + (_alibi_bias(config) if _is_transformer_engine(config, is_cuda) else layers * _alibi_bias(config))
+        kept += _head_activations(config, vocab_size)
+    if config.train.recompute == "full" and config.model.position_embedding_type == "rope":
+        kept += 4 * config.data.longest_length // config.parallel.context_parallel_size * config.model.head_dim  # one tensor of angles
+    return kept + _alibi_biases(config, is_cuda, in_flight)
 
 
 def chunks_in_flight(pp: int, vpp: int | None, pp_rank: int, num_microbatches: int) -> int:
@@ -133,15 +137,19 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         attention += query + key_value
     elif 1 < model.query_groups < model.num_attention_heads:
         attention += query  # the queries of a group lie between keys and values of others: they are copied out
-    gated = 3 if config.train.bias_activation_fusion else 5
-    feed_forward = (gated if model.is_gated else 2) * model.ffn_hidden_size
-    kept = 2 * residual_tokens * (_norm_input(config, is_cuda) + size * model.hidden_size)
+    feed_forward = (2 if not model.is_gated else 3 if _is_gated_at_once(config, is_cuda) else 5) * model.ffn_hidden_size
+    kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
     kept += tokens * size * (attention + feed_forward) // tp
     if recompute == "none":
         kept += _attention_keeps(config, is_cuda)
     if model.position_embedding_type == "rope":
         kept += 4 * config.data.longest_length // cp * model.head_dim * size  # sines and cosines, for queries and for keys
     return kept + _dropout_masks(config, is_cuda)
+
+
+def _is_gated_at_once(config: RunConfig, is_cuda: bool) -> bool:
+    """Whether a gated activation keeps its input alone, and its gradients are made at once."""
+    return config.model.is_gated and (config.train.bias_activation_fusion or not _is_transformer_engine(config, is_cuda))
 
 
 def _fp8_copies(config: RunConfig, pp_rank: int) -> int:
@@ -155,8 +163,7 @@ def _attention_keeps(config: RunConfig, is_cuda: bool) -> int:
     """Bytes that attention itself keeps of a micro-batch, which selective recomputation lets go."""
     model, heads = config.model, config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     if not _is_transformer_engine(config, is_cuda):
-        # Where a sample is padded, every sample of the batch has a bias of its own.
-        return _tokens(config) * 4 * heads + config.train.micro_batch_size * _alibi_bias(config)
+        return _tokens(config) * 4 * heads  # the softmax's statistics
     if config.train.precision == "bf16":
         return _tokens(config) * 4 * heads  # the softmax's statistics
     pairs = _tokens(config) * config.data.longest_length * heads
@@ -175,19 +182,19 @@ def _embedding_activations(config: RunConfig, is_cuda: bool) -> int:
     if model.token_dropout:
         kept += tokens
     if model.embedding_norm:
-        kept += tokens * _norm_input(config, is_cuda)
+        kept += tokens * _norm_input(config)
     if model.hidden_dropout:
         kept += tokens // _sequence_parts(config) * model.hidden_size * _mask_bytes(config, is_cuda)
     return kept
 
 
-def _head_activations(config: RunConfig, vocab_size: int, is_cuda: bool) -> int:
+def _head_activations(config: RunConfig, vocab_size: int) -> int:
     model, tokens, size = config.model, _tokens(config), _value_bytes(config)
     per_token = size * model.hidden_size  # what the head is given
     if model.norm_position == "pre":
-        per_token += _norm_input(config, is_cuda)
+        per_token += _norm_input(config)
     if model.kind == "encoder":
-        per_token += 2 * size * model.hidden_size + _norm_input(config, is_cuda)
+        per_token += 2 * size * model.hidden_size + _norm_input(config)
     softmax = 4 * padded_vocab_size(vocab_size) // config.parallel.tensor_model_parallel_size
     by_base = 16 * config.tokenizer.bases_per_token + 4 if config.train.loss == "nucleotide" else 0
     return tokens // _sequence_parts(config) * per_token + tokens * (softmax + 9 + by_base)
@@ -199,7 +206,8 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int, is_cuda: bool = T
     model, tp, size, tokens = config.model, config.parallel.tensor_model_parallel_size, _value_bytes(config), _tokens(config)
     query, key_value = attention_widths(model)
     rows = [(2 if model.is_gated else 1) * model.ffn_hidden_size, query + 2 * key_value, model.hidden_size * (model.kind == "encoder")]
-    in_layer = tokens * size * (2 * model.hidden_size + model.ffn_hidden_size // tp) + max(rows[:2]) * model.hidden_size // tp * size
+    inner = (2 if _is_gated_at_once(config, is_cuda) else 1) * model.ffn_hidden_size
+    in_layer = tokens * size * (2 * model.hidden_size + inner // tp) + max(rows[:2]) * model.hidden_size // tp * size
     if config.train.recompute == "full":
         input_of_layer = size * tokens // _sequence_parts(config) * model.hidden_size
         in_layer += layer_activations(config, is_cuda, recompute="none") - input_of_layer
@@ -213,15 +221,12 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int, is_cuda: bool = T
     # Logits in the model's type and, in fp32, once more beside those that are kept; the metric's numbers of each token.
     width = padded_vocab_size(vocab_size) // tp
     of_loss = tokens * (width * (2 * size if size == 4 else size) + 160) + max(width, rows[2]) * model.hidden_size * size
-    return max(of_loss, in_layer - _head_activations(config, vocab_size, is_cuda))
+    return max(of_loss, in_layer - _head_activations(config, vocab_size))
 
 
-def _norm_input(config: RunConfig, is_cuda: bool) -> int:
-    """Bytes per token that a norm keeps: its input and its statistics; torch's RMSNorm off CUDA keeps two fp32 copies instead."""
-    hidden = config.model.hidden_size
-    if config.model.normalization == "LayerNorm":
-        return _value_bytes(config) * hidden + 8
-    return (_value_bytes(config) if is_cuda else 8) * hidden + 4
+def _norm_input(config: RunConfig) -> int:
+    """Bytes per token that a norm keeps: its input and its statistics."""
+    return _value_bytes(config) * config.model.hidden_size + (8 if config.model.normalization == "LayerNorm" else 4)
 
 
 def _dropout_masks(config: RunConfig, is_cuda: bool) -> int:
@@ -246,6 +251,16 @@ def _alibi_bias(config: RunConfig) -> int:
         return 0
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     return heads * config.data.longest_length**2 // config.parallel.context_parallel_size * _value_bytes(config)
+
+
+def _alibi_biases(config: RunConfig, is_cuda: bool, in_flight: int) -> int:
+    """Bytes of all biases that are there at once, for `in_flight` forward passes of chunks."""
+    bias, chunks = _alibi_bias(config), config.parallel.virtual_pipeline_model_parallel_size or 1
+    if _is_transformer_engine(config, is_cuda):
+        return bias
+    # Where a sample is padded, every sample of a micro-batch has a bias of its own; a chunk holds the last ones in any case.
+    with_mask = config.train.micro_batch_size * (in_flight if config.train.recompute == "none" else chunks)
+    return (chunks + with_mask) * bias
 
 
 def _document_mask(config: RunConfig) -> int:

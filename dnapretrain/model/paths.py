@@ -6,8 +6,9 @@ import megatron.core
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 
-from dnapretrain.config import ModelConfig
+from dnapretrain.config import ModelConfig, RunConfig
 from dnapretrain.errors import ConfigError
+from dnapretrain.model.attention_kernels import why_not_flex
 from dnapretrain.parallel.platform import Platform
 
 
@@ -30,6 +31,11 @@ def why_torch(model: ModelConfig, platform: Platform, torch_only: str = "") -> s
     return f"Transformer Engine needs {' and '.join(missing)}" if missing else None
 
 
+def use_flex_attention(config: RunConfig, platform: Platform) -> bool:
+    """Whether attention is FlexAttention's, where the layers are not Transformer Engine's."""
+    return why_not_flex(config.model, platform.is_cuda, config.data.document_attention, config.parallel.context_parallel_size) is None
+
+
 def active_paths(
     model: ModelConfig,
     precision: str,
@@ -40,7 +46,8 @@ def active_paths(
 ) -> dict[str, str]:
     """Name of each part -> what it runs on, on this platform, and why. `torch_only`: see RunConfig."""
     reason = why_torch(model, platform, torch_only)
-    attention = _torch_attention(model, document_attention) if reason else _transformer_engine_attention(model, precision)
+    not_flex = why_not_flex(model, platform.is_cuda, document_attention, context_parallel_size)
+    attention = _torch_attention(model, not_flex, document_attention) if reason else _transformer_engine_attention(model, precision)
     if context_parallel_size > 1:
         attention += f"; {_context_parallel(model, reason is None)} of {context_parallel_size} context-parallel ranks"
     return {
@@ -49,7 +56,7 @@ def active_paths(
         "layers": f"Megatron-core parallel layers ({reason})" if reason else _fusion(model),
         "attention": attention,
         "norm": f"torch {model.normalization}, {model.norm_position}-norm" if reason else f"Transformer Engine {model.normalization}",
-        "precision": precision + (", fp32 main weights, gradients and moments" if precision == "bf16" else ""),
+        "precision": precision + (f", fp32 main weights, gradients and moments{platform.bf16_support}" if precision == "bf16" else ""),
         "megatron-core": megatron.core.__version__,
         "torch": torch.__version__,
     }
@@ -69,7 +76,11 @@ def _context_parallel(model: ModelConfig, is_te: bool) -> str:
     )
 
 
-def _torch_attention(model: ModelConfig, document_attention: bool) -> str:
+def _torch_attention(model: ModelConfig, not_flex: str | None, document_attention: bool) -> str:
+    if not_flex is None:
+        sight = "causal" if model.kind == "decoder" else "both directions"
+        alibi = ", ALiBi from slopes" if model.position_embedding_type == "alibi" else ""
+        return f"torch FlexAttention, compiled, {sight}{alibi}{', within documents' if document_attention else ''}"
     if model.kind == "decoder":
         sight = "causal, no mask tensor"
     elif model.position_embedding_type == "alibi":
@@ -78,7 +89,7 @@ def _torch_attention(model: ModelConfig, document_attention: bool) -> str:
         sight = "both directions, a mask only where a sample is padded"
     if document_attention:
         sight = f"{sight.partition(',')[0]}, within documents by a mask" + (" and ALiBi" if "ALiBi" in sight else "")
-    return f"torch scaled_dot_product_attention, {sight}"
+    return f"torch scaled_dot_product_attention, {sight} ({not_flex})"
 
 
 def _transformer_engine_attention(model: ModelConfig, precision: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ def _use_torch_kernels() -> None:
     from megatron.core import optimizer, utils
     from megatron.core.optimizer import clip_grads, distrib_optimizer
     from megatron.core.optimizer import optimizer as mixed_precision
+    from megatron.core.tensor_parallel import layers
 
     chosen: Any = optimizer
     chosen.Adam, chosen.SGD, chosen.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
@@ -128,3 +130,13 @@ def _use_torch_kernels() -> None:
         kernels.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     kernels = clip_grads
     kernels.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    linear: Any = layers
+    linear.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add_weight_gradient)
+
+
+def add_weight_gradient(inputs_TI: torch.Tensor, gradients_TO: torch.Tensor, sum_OI: torch.Tensor) -> None:
+    """Add a linear layer's weight gradient, gradients^T x inputs, to its fp32 sum: Apex's kernel of the name that Megatron calls."""
+    if inputs_TI.dtype == sum_OI.dtype:
+        sum_OI.addmm_(gradients_TO.t(), inputs_TI)
+    else:
+        sum_OI.add_(gradients_TO.t() @ inputs_TI)

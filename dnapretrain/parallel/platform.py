@@ -51,6 +51,15 @@ class Platform:
             return torch.cuda.get_device_name(self.device)
         return f"CPU ({torch.get_num_threads()} thread(s) per rank)"
 
+    @property
+    def bf16_support(self) -> str:
+        """Which instructions for bf16 a CPU has, as a remark; '' on a GPU."""
+        if self.is_cuda:
+            return ""
+        names = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX512-BF16": torch.cpu._is_avx512_bf16_supported()}
+        found = " and ".join(name for name, there in names.items() if there)
+        return f"; this processor has {found}" if found else "; this processor has no instructions for bf16: fp32 is faster"
+
 
 def launch_environment() -> LaunchEnvironment:
     """Read RANK/WORLD_SIZE/LOCAL_RANK (torchrun) or SLURM_PROCID/SLURM_NTASKS/SLURM_LOCALID (srun).

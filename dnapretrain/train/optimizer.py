@@ -40,8 +40,10 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) ->
         use_gloo_process_groups=False,
     )
     for part in optimizer.chained_optimizers:
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            _mend_step_of_torch_adamw(part)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            _use_fused_kernel(part.optimizer)
+            if isinstance(part, DistributedOptimizer):
+                _mend_step_of_torch_adamw(part)
     return optimizer
 
 
@@ -103,6 +105,9 @@ def use_settings(optimizer: Any, optim: OptimConfig) -> None:
     """Take learning rates, betas and eps from the settings: a loaded state brings back those it was written with."""
     for group in optimizer.param_groups:
         group.update(max_lr=optim.lr, min_lr=optim.min_lr, betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_eps)
+    for part in optimizer.chained_optimizers:
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            _use_fused_kernel(part.optimizer)
 
 
 def adopt_loaded_state(optimizer: Any, loaded: dict[str, Any]) -> None:
@@ -130,6 +135,18 @@ def adopt_loaded_state(optimizer: Any, loaded: dict[str, Any]) -> None:
         for key, value in part.optimizer.param_groups[0].items():
             if key != "params":
                 group.setdefault(key, value)
+
+
+def _use_fused_kernel(optimizer: torch.optim.AdamW) -> None:
+    """Let torch's AdamW update each weight in one pass over its memory, on CPU and on CUDA; its plain way makes about ten.
+
+    Also after a load: a checkpoint of the plain way says so, and counts its updates on the CPU.
+    """
+    for group in optimizer.param_groups:
+        group.update(fused=True, foreach=False)
+    for weight, state in optimizer.state.items():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].to(weight.device, torch.float32)
 
 
 def _mend_step_of_torch_adamw(part: DistributedOptimizer) -> None:

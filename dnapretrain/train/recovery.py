@@ -14,7 +14,7 @@ import torch
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.errors import BadStepError
-from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
+from dnapretrain.model.batches import BatchPlace, DeviceBatch, direct_readers, step_batches
 from dnapretrain.model.loss import LossFunction, forward_step
 from dnapretrain.parallel.groups import max_of_ranks, sum_over_data_parallel
 from dnapretrain.train.bad_steps import joined
@@ -125,7 +125,7 @@ class Recovery:
             chunk.eval()
         reports = self.forward_backward(
             forward_step_func=_sample_step,
-            data_iterator=step_batches(self.stream, place, first, count),
+            data_iterator=step_batches(direct_readers(self.stream, place), place, first, count),
             model=self.chunks,
             num_microbatches=count,
             seq_length=report.sequence_length,

@@ -21,6 +21,7 @@ from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
 from dnapretrain.model.counts import checkpoint_bytes
+from dnapretrain.model.paths import use_flex_attention
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.determinism import make_deterministic
 from dnapretrain.parallel.groups import main_rank_does, one_error_for_a_lost_rank, problems_of_ranks, start_groups, stop_groups
@@ -69,6 +70,7 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
                 trainer.log.close()
             finally:
                 trainer.watch.stop()
+                trainer.close()
                 trainer.saver.stop()
                 trainer.kernels.end()
     finally:
@@ -212,6 +214,7 @@ def batch_place(config: RunConfig, platform: Platform, pad_id: int) -> BatchPlac
         pad_id=pad_id,
         bidirectional=config.is_masked,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        documents_by_number=use_flex_attention(config, platform),
         context_parallel_rank=parallel_state.get_context_parallel_rank(),
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
     )

@@ -33,9 +33,8 @@ def log_start(
     paths |= kernel_paths(config, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
-    plain = " (in several kernels: neither Transformer Engine's nor Apex's fused Adam is installed)"
-    slow = platform.is_cuda and inner.__module__.startswith("torch.")
-    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}{plain if slow else ''}"
+    fused = ", fused" if part.optimizer.param_groups[0].get("fused") else ""
+    paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}{fused}"
     paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
     parallel, log = config.parallel, trainer.log
     peak, region_files = peak_of_rank(config.log, platform.name)[1], _region_files(data)

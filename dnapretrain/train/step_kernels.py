@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from dnapretrain.config import RunConfig
+from dnapretrain.model.attention_kernels import FlexAttention
 from dnapretrain.model.kernels import attention_taken
 from dnapretrain.model.layers import SdpaAttention
 
@@ -39,7 +40,10 @@ class StepKernels:
         if self._attention_told:
             return None
         self._attention_told = True
-        uses_torch = any(isinstance(module, SdpaAttention) for chunk in self.chunks for module in chunk.modules())
+        modules = [module for chunk in self.chunks for module in chunk.modules()]
+        if any(isinstance(module, FlexAttention) for module in modules):
+            return None  # it has one kernel, which the lines at the start name
+        uses_torch = any(isinstance(module, SdpaAttention) for module in modules)
         return attention_taken(self.config, uses_torch, next(self.chunks[0].parameters()))
 
     def end(self) -> None:

@@ -16,7 +16,7 @@ WANDB_ID_FILE = "wandb_id"
 """In the run folder, so that a resumed run goes on under its id."""
 TRAIN_KEYS = (
     *("loss", "bits_per_base", "accuracy", "grad_norm", "lr", "batch_size", "sequence_length", "seconds"),
-    *("consumed_samples", "consumed_tokens", "consumed_bases", "tokens_per_second", "tflops", "mfu"),
+    *("consumed_samples", "consumed_tokens", "consumed_bases", "tokens_per_second", "data_wait", "tflops", "mfu"),
 )
 EVAL_KEYS = ("loss", "bits_per_base", "marginal_bits_per_base", "accuracy")
 

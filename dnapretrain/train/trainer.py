@@ -18,9 +18,10 @@ from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.evaluate.heldout import EvaluationStoppedError, HeldOutLoss, held_out_loss
-from dnapretrain.model.batches import BatchPlace, DeviceBatch, step_batches
+from dnapretrain.model.batches import BatchPlace, DeviceBatch, direct_readers, step_batches
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.model.loss import NUM_TOTALS, forward_step
+from dnapretrain.model.prefetch import Prefetch
 from dnapretrain.parallel.groups import max_of_ranks, seed_dropout, sum_over_data_parallel
 from dnapretrain.train.bad_steps import Bad, StepHistory, after_bad_step, after_good_step, describe, judge, spike_limits
 from dnapretrain.train.checkpoint import RunPosition
@@ -64,6 +65,10 @@ class Trainer:
         self.timer = StepTimer(self.place.device.type == "cuda")
         self.kernels = StepKernels(self.config, self.chunks, self.optimizer, self.place.data_parallel_size)
         self.recovery = Recovery(self.config, self.chunks, self.stream, self.place, self.log, self.saver, self.forward_backward)
+        train = self.config.train
+        self._end_sample = self.config.samples_after(min(train.train_steps, train.stop_at_step or train.train_steps))
+        reads = direct_readers(self.stream, self.place)
+        self.prefetch = [Prefetch(read, self.place.device, self._micro_batches) if read else None for read in reads]
         self._stage_ends = [stage.until_samples or 0 for stage in self.config.data_by_samples().stages[:-1]]
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = self._reduce_gradients
@@ -136,7 +141,7 @@ class Trainer:
         """This rank's part of the global batch that the run's position asks for, one iterator per model chunk."""
         consumed = self.position.consumed_samples
         count = self.config.num_microbatches(self.place.data_parallel_size, self.config.global_batch_size(consumed))
-        return step_batches(self.stream, self.place, consumed, count)
+        return step_batches([prefetch.take if prefetch else None for prefetch in self.prefetch], self.place, consumed, count)
 
     def fit(self) -> None:
         """Train to `train.train_steps` (or `train.stop_at_step`, or until asked to stop), logging, evaluating and saving on the way."""
@@ -183,6 +188,27 @@ class Trainer:
             self.log.write("stop", step=self.position.step, reason=self.stop.reason)
             self.log.say(f"stopped after step {self.position.step} by {self.stop.reason}; the same command goes on from there")
         self.watch.enter("end")
+
+    def _micro_batches(self, first_sample: int) -> tuple[int, int]:
+        """The plan of `Prefetch`, to the end of the run."""
+        if first_sample >= self._end_sample:
+            return 0, first_sample
+        batch_size = self.config.global_batch_size(first_sample)
+        return self.config.num_microbatches(self.place.data_parallel_size, batch_size), first_sample + batch_size
+
+    def _waited(self) -> float:
+        """Seconds of the last step in which this rank waited for its batches."""
+        waiting = [prefetch for prefetch in self.prefetch if prefetch]
+        seconds = sum(prefetch.seconds_waited for prefetch in waiting)
+        for prefetch in waiting:
+            prefetch.seconds_waited = 0.0
+        return seconds
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        for prefetch in self.prefetch:
+            if prefetch:
+                prefetch.stop()
 
     def save(self, position: RunPosition) -> None:
         """Save this state and wait for it."""
@@ -275,6 +301,7 @@ class Trainer:
             "consumed_tokens": self.position.consumed_tokens,
             "consumed_bases": self.position.consumed_tokens * self.bases_per_token,
             "tokens_per_second": tokens / report.seconds,
+            "data_wait": self._waited() / report.seconds,
             "tflops": tflops,
             "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
         }

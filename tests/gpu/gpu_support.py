@@ -126,7 +126,7 @@ def weights(chunks: list[Any]) -> dict[str, torch.Tensor]:
 
 def first_batch(config: RunConfig, padded: bool = False) -> dict[str, Any]:
     """Weights, loss and gradients of a new model on its first micro-batch, of which `padded` cuts the first sample in half."""
-    from dnapretrain.model.batches import to_device
+    from dnapretrain.model.batches import BatchPlace
     from dnapretrain.model.build import build_chunks, named_weights
     from dnapretrain.model.loss import forward_step
     from dnapretrain.train.run import open_data
@@ -139,7 +139,10 @@ def first_batch(config: RunConfig, padded: bool = False) -> dict[str, Any]:
             half = first.tokens.shape[1] // 2
             first.tokens[0, half:] = first.labels[0, half:] = data.tokenizer.pad_id
             first.loss_mask[0, half:] = 0
-        batch = to_device(first, platform.device, data.tokenizer.pad_id, bidirectional=config.model.kind == "encoder")
+        place = BatchPlace(
+            len(first.tokens), 0, 1, platform.device, (True,), data.tokenizer.pad_id, bidirectional=config.model.kind == "encoder"
+        )
+        batch = place.take(first)
         output, loss_function = forward_step(iter([batch]), chunks[0])
         loss_sum, num_targets, _ = loss_function(output)
         (loss_sum / num_targets).backward()

@@ -14,7 +14,7 @@ from dnapretrain.config_file import config_from_dict
 from dnapretrain.data.sampling.lengths import train_stream
 from dnapretrain.data.sampling.samples import held_out_streams
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
-from dnapretrain.model.batches import BatchPlace, document_mask, held_out_batches, step_batches
+from dnapretrain.model.batches import BatchPlace, direct_readers, document_mask, held_out_batches, step_batches
 from dnapretrain.model.context_parallel import in_order, own_part
 from dnapretrain.model.loss import weighted_loss
 
@@ -30,7 +30,7 @@ def _global_batch(stream, size, micro, ranks, first):
     rows = []
     for rank in range(ranks):
         place = BatchPlace(micro, rank, ranks, torch.device("cpu"), (True,), 0, False)
-        (batches,) = step_batches(stream, place, first, size // (micro * ranks))
+        (batches,) = step_batches(direct_readers(stream, place), place, first, size // (micro * ranks))
         rows.append(list(batches))
     return torch.cat([rows[rank][index].tokens_BS for index in range(len(rows[0])) for rank in range(ranks)])
 
@@ -56,7 +56,7 @@ def test_held_out_samples_are_each_scored_once(streams):
 
 def test_middle_stages_read_nothing(streams):
     place = BatchPlace(2, 0, 1, torch.device("cpu"), (True, False), 0, False)
-    first, middle = step_batches(streams[0], place, 0, 3)
+    first, middle = step_batches(direct_readers(streams[0], place), place, 0, 3)
     assert [batch is None for batch in middle] == [True] * 3
     assert next(first).tokens_BS.shape == (2, 32)
 

@@ -101,7 +101,8 @@ def test_attention_equals_a_plain_softmax(groups, causal):
     S, B, N, D = 7, 2, 4, 8
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(S, B, heads, D, generator=generator) for heads in (N, groups, groups))
-    attention = SdpaAttention(SimpleNamespace(attention_dropout=0.0, context_parallel_size=1), 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
+    config = SimpleNamespace(attention_dropout=0.0, context_parallel_size=1)
+    attention = SdpaAttention(config, 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
     context = attention(query, key, value)
     for batch in range(B):
         for head in range(N):
@@ -135,7 +136,7 @@ def test_the_chosen_path_is_told_with_its_reason(monkeypatch):
 
     def told(is_cuda, documents=False, cp=1, **settings):
         size = {"num_layers": 1, "hidden_size": 2, "num_attention_heads": 1, "ffn_hidden_size": 2}
-        platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any")
+        platform = SimpleNamespace(is_cuda=is_cuda, name="any", backend="any", bf16_support="")
         reason = "only they mask by documents" if documents else ""
         return paths.active_paths(ModelConfig(**size, kind="encoder", **settings), "bf16", platform, reason, documents, cp)
 

@@ -11,7 +11,7 @@ import torch
 
 from dnapretrain.model.batches import document_mask
 from dnapretrain.model.context_parallel import by_ranks, in_order, own_part
-from dnapretrain.model.layers import AlibiAttention, SdpaAttention, alibi_slopes
+from dnapretrain.model.layers import AlibiAttention, AlibiBias, SdpaAttention, alibi_slopes
 
 KINDS = ["causal", "causal documents", "bidirectional", "padded", "documents", "alibi", "alibi padded", "alibi documents"]
 
@@ -71,9 +71,9 @@ def attention_of_rank(env, store, kind, seeds, cp, dropout=0.0):
         shape = shapes(seed)
         query, key, value, gradient, documents, padding = inputs(seed, shape)
         config = SimpleNamespace(attention_dropout=dropout, context_parallel_size=cp, num_attention_heads=shape[1])
-        layer = AlibiAttention if "alibi" in kind else SdpaAttention
         mask_type = AttnMaskType.causal if "causal" in kind else AttnMaskType.padding
-        attention = layer(config=config, layer_number=1, attn_mask_type=mask_type, attention_type="self")
+        arguments = {"config": config, "layer_number": 1, "attn_mask_type": mask_type, "attention_type": "self"}
+        attention = AlibiAttention(bias=AlibiBias(), **arguments) if "alibi" in kind else SdpaAttention(**arguments)
         mask = padding[:, None, None, :] if "padded" in kind else None
         if "documents" in kind:
             mask = document_mask(documents, "causal" in kind, torch.float64, lambda values: own_part(values, env.rank, cp))

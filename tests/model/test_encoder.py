@@ -148,10 +148,10 @@ def test_alibi_slopes_of_any_number_of_heads():
 def masks_given(env, store, tree, held_out):
     """Whether attention is given a mask, and the widths it sees, over one batch."""
     trainer, data, _ = training.begin(env, store, tree)
-    from dnapretrain.model.batches import step_batches
+    from dnapretrain.model.batches import direct_readers, step_batches
 
     stream = data.held_out["valid"] if held_out else data.train
-    batches = [batch for batch in step_batches(stream, trainer.place, 0, stream.num_samples // 2)[0]]
+    batches = [batch for batch in step_batches(direct_readers(stream, trainer.place), trainer.place, 0, stream.num_samples // 2)[0]]
     return [(batch.attention_mask is not None, bool((batch.tokens_BS == PAD).any())) for batch in batches]
 
 

@@ -24,6 +24,7 @@ def kept_bytes(env, store, tree, padded=False):
     from dnapretrain.model import context_parallel
     from dnapretrain.model.batches import document_mask
     from dnapretrain.model.build import build_chunks, wrap_for_precision
+    from dnapretrain.model.layers import AlibiBias
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import start_groups
 
@@ -71,9 +72,10 @@ def kept_bytes(env, store, tree, padded=False):
     alive = [storage for reference in packed if (storage := reference()) is not None]
     kept = {storage.data_ptr(): storage for storage in alive if storage.data_ptr() not in weights}
     for attention in module.modules():
-        bias = getattr(attention, "_bias", None)
-        if bias is not None:
-            kept[bias.untyped_storage().data_ptr()] = bias.untyped_storage()
+        bias = getattr(attention, "bias", None)
+        for tensor in (bias._plain, bias._masked) if isinstance(bias, AlibiBias) else ():
+            if tensor is not None:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
     del output
     return sum(storage.nbytes() for storage in kept.values()), stage_activations(config, tokenizer.vocab_size, 1, 0, is_cuda=False)
 
@@ -226,30 +228,36 @@ def test_the_busiest_rank_is_the_one_that_needs_most(tiny_config):
 
 
 def test_scores_of_transformer_engines_fp32_attention_are_kept(tiny_config):
-    """On CUDA, where its layers are taken: 2 samples x 4 heads x 32^2 scores of 4 bytes, with dropout 9; torch's kernels keep none."""
-    torch_path, te = (config_from_dict(tiny_config(**{"model.transformer_impl": name})) for name in ("torch", "auto"))
+    """On CUDA, where its layers are taken: 2 samples x 4 heads x 32^2 scores of 4 bytes, with dropout 9; torch's kernels keep none.
+    Without a fused SwiGLU it keeps 2 x 96 values of each token besides."""
+    names, fused = ("torch", "auto"), {"train.bias_activation_fusion": True}
+    torch_path, te = (config_from_dict(tiny_config(**fused, **{"model.transformer_impl": name})) for name in names)
+    plain_torch, plain_te = (config_from_dict(tiny_config(**{"model.transformer_impl": name})) for name in names)
+    assert layer_activations(plain_torch) == layer_activations(torch_path)
+    assert layer_activations(plain_te) - layer_activations(te) == 2 * 32 * 2 * 96 * 4
     statistics = 2 * 32 * 4 * 4
     scores = 4 * 2 * 4 * 32**2
     assert layer_activations(te) - layer_activations(torch_path) == scores - statistics
     assert layer_activations(te, recompute="selective") == layer_activations(torch_path, recompute="selective")
     assert layer_activations(te, is_cuda=False) == layer_activations(torch_path, is_cuda=False)
-    in_bf16 = [config_from_dict(tiny_config(**{"model.transformer_impl": name, "train.precision": "bf16"})) for name in ("torch", "auto")]
+    in_bf16 = [config_from_dict(tiny_config(**fused, **{"model.transformer_impl": name, "train.precision": "bf16"})) for name in names]
     assert layer_activations(in_bf16[0]) == layer_activations(in_bf16[1])
 
 
-def test_transformer_engine_has_one_alibi_bias_for_all_layers(tiny_config):
+def test_layers_share_the_alibi_bias(tiny_config):
+    """Of Transformer Engine one; of torch one more for each of two samples that may be padded."""
     trees = [tiny_config(**{"train.precision": "bf16", "train.recompute": "selective"}) for _ in range(2)]
     for tree, name in zip(trees, ("torch", "auto"), strict=True):
-        tree["model"].update({**DNABERT2, "transformer_impl": name})
+        tree["model"].update({**DNABERT2, "activation": "gelu", "transformer_impl": name})
         tree["data"]["masking"] = {"mlm_probability": 0.15}
     torch_path, te = (stage_activations(config_from_dict(tree), 10, 1, 0) for tree in trees)
-    assert torch_path - te == 3 * 4 * 32**2 * 2  # of four layers, 4 heads
+    assert torch_path - te == 2 * 4 * 32**2 * 2  # 4 heads
 
 
 def test_context_parallel_ranks_share_the_sequence(tiny_config):
     whole, half = (config_from_dict(tiny_config(**{"train.precision": "bf16", "parallel.cp": cp})) for cp in (1, 2))
-    output_twice = 2 * 32 * 64 * 2  # of attention: that of the two parts, and that put together
-    assert layer_activations(half) * 2 == layer_activations(whole) + output_twice
+    both_halves = 2 * 32 * 64 * 2  # attention's results of both halves of a causal sequence, and these behind each other
+    assert layer_activations(half) * 2 == layer_activations(whole) + both_halves
     assert rank_memory(half, 10, 0, 2, 0).weights == rank_memory(whole, 10, 0, 4, 0).weights
     shared = {"train.precision": "bf16", "parallel.use_distributed_optimizer": True}
     whole, half = (config_from_dict(tiny_config(**shared, **{"parallel.cp": cp})) for cp in (1, 2))

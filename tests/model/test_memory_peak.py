@@ -48,6 +48,7 @@ def real_step(env, store, tree):
 
     from dnapretrain.config_file import config_from_dict
     from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model.layers import AlibiAttention
     from dnapretrain.model.memory import _working, rank_memory, stage_activations
 
     class Alive(TorchDispatchMode):
@@ -78,8 +79,8 @@ def real_step(env, store, tree):
     trainer.train_step(trainer.next_batches())  # makes the optimizer's state
     for chunk in trainer.chunks:
         for attention in chunk.modules():
-            if getattr(attention, "_bias", None) is not None:
-                attention._bias = None  # made anew, and counted, in the next step
+            if isinstance(attention, AlibiAttention):
+                attention.bias.__init__()  # made anew, and counted, in the next step
     gc.collect()
     batches = trainer.next_batches()
     with Alive() as alive:

@@ -133,14 +133,12 @@ def test_nor_does_it_on_another_rank(ranks, packed_config, variant, length):
 
 def losses_alone(env, store, tree):
     """Losses [document][token] of packed samples, and of each of their documents by itself."""
-    from dnapretrain.model.batches import to_device
-
     trainer, data, _ = training.begin(env, store, tree)
     chunk, place = _randomised(trainer.chunks[0].module, 0.05), trainer.place  # losses near 2: 1e-5 is some 40 roundings of fp32
     epoch = np.arange(data.train.num_samples)
     padded = epoch[(data.train.batch(epoch).documents == -1).any(axis=1)]
     batch = data.train.batch(np.array([*epoch[:8], *padded]))
-    losses = _outputs(chunk, to_device(batch, place.device, place.pad_id, place.bidirectional, place.dtype))[1]
+    losses = _outputs(chunk, place.take(batch))[1]
     packed, alone = [], []
     for row in range(len(batch.tokens)):
         for number in range(int(batch.documents[row].max()) + 1):

@@ -123,3 +123,38 @@ def test_a_step_that_is_not_finite_is_left_out_on_every_rank(ranks, tiny_config,
         assert same
         assert schedule == BATCH  # the left-out step does not advance the schedule, its samples are consumed
         assert consumed == 3 * BATCH
+
+
+def after_steps(env, store, tree, fused_adam, fused_gradients):
+    """Losses of a few steps and the gradients of the last, which show what the updates before made of the weights."""
+    trainer, _, log = training.begin(env, store, tree)
+    for part in trainer.optimizer.chained_optimizers:
+        assert all(group["fused"] for group in part.optimizer.param_groups)
+        for group in part.optimizer.param_groups:
+            group["fused"] = fused_adam
+    linears = [module for chunk in trainer.chunks for module in chunk.modules() if hasattr(module, "gradient_accumulation_fusion")]
+    assert linears
+    assert all(linear.gradient_accumulation_fusion for linear in linears)
+    for linear in linears:
+        linear.gradient_accumulation_fusion = fused_gradients
+    losses = [trainer.train_step(trainer.next_batches()).loss for _ in range(4)]
+    weights = {name: weight for chunk in trainer.chunks for name, weight in chunk.named_parameters()}
+    assert "AdamW, fused" in log
+    return losses, {name: weight.main_grad.clone() for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["decoder", "post-norm ALiBi encoder"])  # the encoder's last matrix is its embedding too
+def test_fused_updates_and_gradients_equal_the_plain_ones(ranks, tiny_config, model, precision):
+    from train.test_layouts import MODELS
+
+    batch = {"train.micro_batch_size": 2, "train.global_batch_size": 4, "train.precision": precision}  # two products add to each sum
+    runs = []
+    for number, (adam, gradients) in enumerate(((True, True), (False, True), (True, False))):
+        tree = tiny_config(f"run{number}", **MODELS[model], **batch)
+        runs.append(ranks.run(1, after_steps, tree=tree, fused_adam=adam, fused_gradients=gradients)[0])
+    bound = 1e-4 if precision == "fp32" else 5e-2
+    for losses, gradients in runs[1:]:
+        assert losses == pytest.approx(runs[0][0], rel=bound)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(runs[0][1][name], gradient, rtol=bound, atol=bound * float(gradient.abs().max()))
