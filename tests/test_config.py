@@ -522,7 +522,8 @@ def test_shipped_configurations_are_valid() -> None:
     shipped = [*(root / "examples").rglob("*.yaml"), *(root / "dnapretrain" / "recipes").glob("*.yaml")]
     assert shipped
     for path in shipped:
-        load_config(path)
+        if path.name != "suite.yaml":  # tasks of `benchmark`, which its page runs
+            load_config(path)
 
 
 def test_names_of_other_tools_lead_to_real_keys() -> None:
