@@ -17,8 +17,8 @@ import numpy as np
 from dnapretrain import __version__
 from dnapretrain.adapt.benchmark_runs import BenchmarkSettings, Say, TaskTables, baseline_seed, combine, model_seed
 from dnapretrain.adapt.embedding_cache import folder_digest
-from dnapretrain.adapt.finetune import plain
 from dnapretrain.adapt.folder import as_hf_folder
+from dnapretrain.adapt.metrics import plain
 from dnapretrain.adapt.splits import leakage, overlapping_rows, window_hashes
 from dnapretrain.adapt.suites import Suite, SuiteTask, find_split, task_settings
 from dnapretrain.adapt.tables import SequenceTable, TableOptions, read_table

@@ -17,14 +17,15 @@ from dnapretrain.adapt.finetune import (
     FinetuneSettings,
     classifier_encoder,
     mean_interval,
-    plain,
     run_finetune,
     scores_with_intervals,
 )
+from dnapretrain.adapt.metrics import plain
 from dnapretrain.adapt.splits import make_splits, table_digest
 from dnapretrain.adapt.suites import SuiteTask, task_settings
 from dnapretrain.adapt.tables import SequenceTable
 from dnapretrain.adapt.targets import Target
+from dnapretrain.data.formats.whole_file import write_whole
 from dnapretrain.errors import ConfigError
 
 DONE = "done.json"
@@ -157,9 +158,7 @@ def _there(place: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 def _keep(place: Path, wanted: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     """Mark the folder as done, in one step."""
-    unfinished = place / f"{DONE}.unfinished"
-    unfinished.write_text(json.dumps({"of": wanted, "test": plain(test)}))
-    unfinished.replace(place / DONE)
+    write_whole(place / DONE, json.dumps({"of": wanted, "test": plain(test)}))
     return dict(plain(test))
 
 

@@ -20,7 +20,7 @@ from dnapretrain.adapt.encoding import Counts, OnLong, SequenceEncoder
 from dnapretrain.adapt.extras import need
 from dnapretrain.adapt.folder import as_hf_folder, is_hf_folder
 from dnapretrain.adapt.heads import METHODS, Adapter, load_classifier, parameter_counts, prepare, save_classifier
-from dnapretrain.adapt.metrics import with_intervals
+from dnapretrain.adapt.metrics import plain, with_intervals
 from dnapretrain.adapt.splits import Split, leakage, leakage_lines, make_splits, table_digest
 from dnapretrain.adapt.tables import SequenceTable
 from dnapretrain.adapt.targets import DEFAULT_METRIC, Target
@@ -237,15 +237,6 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> dict[str, flo
     sd = float(np.std(values, ddof=1))
     half = float(need("scipy.stats", "an interval").t.ppf(0.5 + level / 2, count - 1)) * sd / math.sqrt(count)
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "count": count}
-
-
-def plain(value: Any) -> Any:
-    """For JSON, which has no NaN: null."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_finetune(found: dict[str, Any]) -> str:

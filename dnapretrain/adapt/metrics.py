@@ -6,6 +6,7 @@ is NaN. Several classes: F1, AUROC and AUPRC are means over classes, each agains
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,3 +184,12 @@ def _interval(value: float, drawn: NDArray[np.float64], level: float) -> Interva
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def plain(value: Any) -> Any:
+    """For JSON, which has no NaN: null."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,10 +26,11 @@ from dnapretrain.adapt.encoding import TOKENS_PER_BATCH
 from dnapretrain.adapt.extras import need
 from dnapretrain.adapt.folder import as_hf_folder
 from dnapretrain.adapt.folds import deal_folds, same_sequence_groups, shared_rows
-from dnapretrain.adapt.metrics import CLASSIFICATION, REGRESSION, with_intervals
+from dnapretrain.adapt.metrics import CLASSIFICATION, REGRESSION, plain, with_intervals
 from dnapretrain.adapt.pictures import draw_layers
 from dnapretrain.adapt.probe_models import PROBES, ProbeResult, ProbeTask, fit, predict, search
 from dnapretrain.adapt.tables import SequenceTable
+from dnapretrain.adapt.targets import natural_order
 from dnapretrain.convert.families import family_of_folder
 from dnapretrain.convert.folders import model_of, read_hf_config
 from dnapretrain.errors import ConfigError, DataError
@@ -133,7 +134,7 @@ def run_probe(
         "rows": rows,
         "best": {"layer": rows[best]["layer"], "probe": rows[best]["probe"]},
     }
-    (output / "probe.json").write_text(json.dumps(_plain(found), indent=1) + "\n")
+    (output / "probe.json").write_text(json.dumps(plain(found), indent=1) + "\n")
     _draw(output / "probe.png", rows, settings, f"{model}: {len(train):,} sequences, {settings.num_folds} folds")
     return found
 
@@ -153,7 +154,7 @@ class _Target:
         [(column, values)] = table.labels.items()
         if task == "regression":
             return cls(column, ())
-        classes = sorted(set(values), key=_natural)
+        classes = sorted(set(values), key=natural_order)
         if len(classes) < 2:
             raise DataError(f"{table.source}: all labels of column '{column}' are '{classes[0]}'. There is nothing to learn.")
         return cls(column, tuple(classes))
@@ -177,13 +178,6 @@ class _Target:
             if not math.isfinite(found[-1]):
                 raise DataError(f"{table.source}: row {row} has label '{value}', which is not finite. Remove the row.")
         return np.array(found, np.int64 if self.classes else np.float64)
-
-
-def _natural(text: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(text), text
-    except ValueError:
-        return 1, 0.0, text
 
 
 def _counts(
@@ -279,15 +273,6 @@ def _row(
 def _spread(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return {name: {"mean": float(one.mean()), "sd": float(one.std(ddof=1)), "folds": one.tolist()} for name, one in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """NaN as null, which JSON has."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _draw(path: Path, rows: Sequence[dict[str, Any]], settings: ProbeSettings, title: str) -> None:

@@ -43,7 +43,7 @@ class Target:
         if task in ("multilabel", "regression"):
             return cls(task, columns, ())
         values = table.labels[columns[0]]
-        classes = sorted(set("".join(values)) if task == "tokens" else set(values), key=_natural)
+        classes = sorted(set("".join(values)) if task == "tokens" else set(values), key=natural_order)
         if len(classes) < 2:
             raise DataError(f"{table.source}: all labels of column '{columns[0]}' are '{classes[0]}'. There is nothing to learn.")
         return cls(task, columns, tuple(classes))
@@ -150,7 +150,8 @@ def class_weights(target: Target, truth: Sequence[NDArray[Any]]) -> NDArray[np.f
     return np.asarray(weights, np.float64)
 
 
-def _natural(text: str) -> tuple[int, float, str]:
+def natural_order(text: str) -> tuple[int, float, str]:
+    """Key of labels in their order: numbers by value, then texts."""
     try:
         return 0, float(text), text
     except ValueError:

@@ -128,9 +128,8 @@ def _likeliest(logits_SBV: torch.Tensor, tp_group: dist.ProcessGroup) -> tuple[t
     largest_SB, ids_SB = logits_SBV.max(dim=-1)
     if tp_group.size() > 1:
         ids_SB = ids_SB + tp_group.rank() * logits_SBV.shape[-1]
-        of_all_SB = largest_SB.to(
-            torch.float32, copy=True
-        )  # its own memory, else every rank's own largest would look like the largest of all
+        # Its own memory, else every rank's own largest would look like the largest of all.
+        of_all_SB = largest_SB.to(torch.float32, copy=True)
         dist.all_reduce(of_all_SB, op=dist.ReduceOp.MAX, group=tp_group)
         ids_SB = ids_SB.masked_fill(largest_SB.float() < of_all_SB, torch.iinfo(ids_SB.dtype).max)
         dist.all_reduce(ids_SB, op=dist.ReduceOp.MIN, group=tp_group)
