@@ -7,6 +7,7 @@ ranks are started once per test session and each call re-initialises their group
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import multiprocessing
 import multiprocessing.connection
@@ -18,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HANG_SECONDS = 1800
-"""For waits that only end a hang. Far longer than anything takes here, on a machine that others keep busy too."""
+HANG_SECONDS = 900
+"""For waits that only end a hang. Far longer than anything takes here, on a machine that others keep busy too. A rank says before where
+it stands."""
 ERROR_SECONDS = 60
 """So long the other ranks may go on after one has failed: they may wait for it, and its error is what the test needs."""
 
@@ -47,9 +49,11 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], rank: int, wo
     from dnapretrain.parallel.groups import stop_groups
 
     env = platforms.LaunchEnvironment(rank, world_size, rank, world_size, "pool")
+    faulthandler.dump_traceback_later(HANG_SECONDS - 60)
     try:
         return function(env, dist.FileStore(store, world_size), **arguments)
     finally:
+        faulthandler.cancel_dump_traceback_later()
         stop_groups()
         _free_models()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import shutil
@@ -236,6 +237,7 @@ def _be_a_writer(work: Callable[[], Any], pipe: Connection, parent: int) -> None
     """The whole life of a writer process."""
     code = 1
     try:
+        gc.freeze()  # collecting what the rank has let go of here would wait for threads of gloo that were not forked
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:  # they are for the rank, and Slurm sends them to its children too: the last save must go on
             signal.signal(number, signal.SIG_IGN)
