@@ -8,6 +8,7 @@
 # make gpu-check   on a CUDA machine: every path against the plain one, speed beside others and beside a roofline (ARGS='--part tests')
 
 PYTHON ?= python3
+TEST_JOBS ?= 2
 FUZZ_RUNS ?= 1000000
 CHAOS_ROUNDS ?= 50
 CHAOS_SEED ?= 1
@@ -38,7 +39,7 @@ demo: setup
 	$(BIN)/python examples/quickstart/run.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not slurm"
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup -m "not gpu and not slurm"
 
 SLURM_PACKAGES := slurm-wlm slurm-wlm-basic-plugins slurm-client munge
 

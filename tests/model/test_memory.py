@@ -40,7 +40,7 @@ def kept_bytes(env, store, tree, padded=False):
     def pack(tensor):
         # Not held: Megatron-core adds residuals with gradients even where a layer is recomputed, and autograd lets that go again.
         packed.append(weakref.ref(tensor.untyped_storage()))
-        return tensor
+        return tensor.detach()  # an output that its own node has saved would hold the node for ever
 
     plain_pack = context_parallel._KeysAndValues.pack
 
