@@ -21,37 +21,9 @@ from dnapretrain.parallel.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "examples" / "quickstart" / "gpt.yaml")
-SCRIPTS = [
-    "corpus",
-    "lint",
-    "preprocess",
-    "merge",
-    "haplotypes",
-    "extract",
-    "inspect_shard",
-    "locate",
-    "was_seen",
-    "coverage",
-    "dedup",
-    "leakage",
-    "train_bpe",
-    "pretrain",
-    "evaluate",
-    "convert",
-    "generate",
-    "embed",
-    "probe",
-    "score",
-    "finetune",
-    "predict",
-    "benchmark",
-    "plan",
-    "slurm",
-    "report",
-    "verify",
-    "doctor",
-    "recipes",
-]
+VERBS = next(list(action.choices) for action in cli._parser()._actions if action.metavar == "VERB")
+SCRIPTS = [verb.replace("-", "_").replace("inspect", "inspect_shard") for verb in VERBS]
+"""`inspect` is a module of the standard library."""
 
 
 @pytest.fixture(autouse=True)
