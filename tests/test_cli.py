@@ -355,16 +355,16 @@ def test_where_a_rank_cannot_be_started_none_is_left(play: Any, monkeypatch: pyt
 
     monkeypatch.setattr(launch.subprocess, "Popen", no_third)
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-    files = len(os.listdir("/proc/self/fd"))
+    files = len(list(Path("/proc/self/fd").iterdir()))
     for arguments in (["pretrain"], []):
-        with pytest.raises(ConfigError, match="rank 2 of 4 could not be started: .*Resource temporarily unavailable"):
+        with pytest.raises(ConfigError, match=r"rank 2 of 4 could not be started: .*Resource temporarily unavailable"):
             launch.launch_local(arguments, 4)
         assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
         for process in started:
             process.stderr.close()
         started.clear()
     assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
 def test_a_ctrl_c_that_comes_twice_is_one_signal_and_the_next_one_means_now(
