@@ -583,6 +583,11 @@ class CheckpointConfig(Section):
     """Keep checkpoints whose step is a multiple of this, whatever keep_last says."""
     keep_best: int | None = Field(None, ge=1)
     """Keep so many with the lowest held-out loss (the set 'valid', else the first), whatever keep_last says."""
+    local_dir: Path | None = None
+    """Folder on each node's own disk, variables such as $TMPDIR replaced there: every checkpoint is copied into it in the background, and
+    a resume reads a node's copy instead of the run folder where it is whole and the same."""
+    keep_local: int = Field(1, ge=1)
+    """Copies that a node keeps in local_dir."""
 
 
 class LogConfig(Section):

@@ -110,7 +110,7 @@ def proof_tree(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     )
     if config.train.on_bad_step == "rewind":  # there will be no checkpoint to go back to
         tree["train"]["on_bad_step"] = "skip"
-    tree["checkpoint"].update(save_interval=0, resume=True, keep_last=None, keep_every=None, keep_best=None)
+    tree["checkpoint"].update(save_interval=0, resume=True, keep_last=None, keep_every=None, keep_best=None, local_dir=None)
     if config.optim.lr_warmup_steps >= steps:  # the learning rate would stay near 0, and wrong gradients would hardly be seen
         tree["optim"]["lr_warmup_steps"] = steps // 2
     return tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from dnapretrain import __version__, cli
 from dnapretrain.cli import main
-from dnapretrain.errors import CheckpointError
+from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.parallel import launch
 from dnapretrain.parallel.signals import STOP_SIGNALS
 
@@ -312,6 +313,77 @@ def test_signals_reach_the_ranks(play: Any, capfdbinary: Any, tmp_path: Path, nu
             signal.signal(each, handler)
     sender.join()
     assert capfdbinary.readouterr().err == (b"stopped by the user\n" if number == signal.SIGINT else b"")
+
+
+def test_where_a_rank_cannot_be_started_none_is_left(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    play("time.sleep(3600)")
+    popen, started = subprocess.Popen, []
+
+    def no_third(*arguments: Any, **options: Any) -> Any:
+        if len(started) == 2:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(launch.subprocess, "Popen", no_third)
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for arguments in (["pretrain"], []):
+        with pytest.raises(ConfigError, match=r"rank 2 of 4 could not be started: .*Resource temporarily unavailable"):
+            launch.launch_local(arguments, 4)
+        assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+        for process in started:
+            process.stderr.close()
+        started.clear()
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_a_ctrl_c_that_comes_twice_is_one_signal_and_the_next_one_means_now(
+    play: Any, tmp_path: Path, capfdbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal sends it to launcher and rank, and a busy launcher passes it on late."""
+    play(
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "sys.modules.pop('dnapretrain', None)\n"
+        "from dnapretrain.parallel import signals\n"
+        "signals.SAME_SECONDS = 0.1\n"
+        "with signals.StopSignals() as stop:\n"
+        "    while True:\n"
+        "        open(f'heard{len(stop._first_at)}', 'w').write(str(os.getpid()))\n"
+        "        time.sleep(0.01)\n"
+    )
+
+    def heard(ways: int) -> int:
+        while not ((file := tmp_path / f"heard{ways}").exists() and (text := file.read_text())):
+            time.sleep(0.01)
+        return int(text)
+
+    left = []
+
+    def press_twice() -> None:
+        rank = heard(0)
+        os.kill(rank, signal.SIGINT)
+        assert heard(1) == rank
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        left.append(heard(2) == rank)
+        time.sleep(0.3)
+        (tmp_path / "heard2").unlink()
+        left.append(heard(2) == rank)  # it goes on
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presses = threading.Thread(target=press_twice)
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    presses.start()
+    try:
+        assert launch.launch_local(["pretrain"], 1) == 130
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    presses.join()
+    assert left == [True, True]
+    assert capfdbinary.readouterr().err.startswith(b"stopped at once by SIGINT, the second signal")
 
 
 def test_the_parser_is_built_without_side_effects() -> None:

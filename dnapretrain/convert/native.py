@@ -162,6 +162,21 @@ def file_digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
 
 
+def damaged_file(checkpoint: Path, state: Mapping[str, Any], place: int = 0, number: int = 1) -> str:
+    """What is wrong with a file of the weights, '' for nothing: of every `number`-th file from `place` on, where several share the work."""
+    files = state.get("files", {})
+    for name in sorted(files)[place::number]:
+        path = checkpoint / WEIGHTS_DIR / name
+        try:
+            if not path.exists():
+                return f"{path} is missing"
+            if file_digest(path) != files[name]:
+                return f"{path} is not as it was written (size or digest differs)"
+        except OSError as error:
+            return f"{path} cannot be read: {error}"
+    return ""
+
+
 def main_weight_keys(name: str) -> tuple[str, ...]:
     """Where the optimizer stores the fp32 main weight of model tensor `name`: plain optimizer, distributed optimizer."""
     return (f"optimizer.state.fp32_param.{name}", f"optimizer.state.param.{name}")

@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from dnapretrain.parallel.signals import STOP_SIGNALS
+from dnapretrain.errors import ConfigError
+from dnapretrain.parallel.signals import LAUNCHER_PIPE, STOP_SIGNALS
 
 GRACE_SECONDS = 10.0
 """Time that the other ranks get to end by themselves after one failed."""
@@ -44,51 +45,107 @@ def launch_local(arguments: Sequence[str], ranks: int) -> int:
     """Run `python -m dnapretrain ARGUMENTS` as `ranks` local ranks; return the first failing exit code (128 + signal if killed), else 0.
 
     Signals sent to this process are passed on; once one was, later ones mean the same, and no longer end this process by themselves.
-    When a rank fails the others get GRACE_SECONDS to end.
+    When a rank fails the others get GRACE_SECONDS to end. Raises ConfigError, and leaves no rank running, where one cannot be started.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    passed_on: set[int] = set()
-
-    def pass_on(number: int, _: object) -> None:
-        passed_on.add(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    watching = arguments[:1] == ["pretrain"]  # its ranks watch for signals; others end by them
+    started = _Ranks(watching)
+    previous = {number: signal.signal(number, started.pass_on) for number in STOP_SIGNALS}
     try:
-        environments = _environments(ranks)
         command = [sys.executable, "-m", "dnapretrain", *arguments]
         # A rank that will watch for signals takes those that come while it starts when it does.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if arguments[:1] == ["pretrain"] else ())
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS if watching else ())
         try:
-            for environment in environments:
-                processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+            for environment in _environments(ranks):
+                started.start(command, environment)
+        except OSError as error:
+            raise ConfigError(
+                f"rank {len(started.processes)} of {ranks} could not be started: {error}. Those before it were ended. "
+                "Start fewer ranks, or raise the limit of processes, open files or memory (ulimit -a)."
+            ) from None
         finally:
-            early = tuple(passed_on)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for number in early:  # came between two starts: the later ranks have not heard it
-            pass_on(number, None)
         told: set[bytes] = set()
         held: list[bytes] = []
-        relays = [Thread(target=_relay, args=(process.stderr, told, held), daemon=True) for process in processes]
+        relays = [Thread(target=_relay, args=(process.stderr, told, held), daemon=True) for process in started.processes]
         for relay in relays:
             relay.start()
-        rank, code = _wait(processes)
+        rank, code = _wait(started.processes)
         for relay in relays:
             relay.join(timeout=GRACE_SECONDS)
+    except BaseException:
+        started.kill()
+        raise
     finally:
-        if not passed_on:  # else a repeat, from a launcher's launcher, would take this process's exit code from it
+        started.close()
+        if not started.signals:  # else a repeat, from a launcher's launcher, would take this process's exit code from it
             for number, handler in previous.items():
                 signal.signal(number, handler)
     if code >= 0 and not told:
         sys.stderr.buffer.writelines(held[:1])
-    if code < 0 and -code not in passed_on:
+    if code < 0 and -code not in started.signals:
         name = signal.Signals(-code).name
         sys.stderr.write(
             f"error: rank {rank} was killed by {name}. If memory ran out, lower train.micro_batch_size or the number of ranks.\n"
         )
     return 128 - code if code < 0 else code
+
+
+class _Ranks:
+    """The processes of the ranks, and what is passed on to them.
+
+    Ranks that watch for signals are told through a pipe each: a terminal sends its Ctrl-C to them too, and only so can they tell
+    the same one, heard twice, from a second one, however long the launcher takes to pass it on.
+    """
+
+    def __init__(self, watching: bool) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.signals: list[int] = []
+        """What was passed on so far."""
+        self._watching = watching
+        self._pipes: list[int] = []
+
+    def start(self, command: list[str], environment: dict[str, str]) -> None:
+        """Start the next rank. Raises OSError."""
+        if self._watching:
+            read, write = os.pipe()
+            self._pipes.append(write)
+            os.set_blocking(write, False)
+            try:
+                environment = {**environment, LAUNCHER_PIPE: str(read)}
+                self.processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, pass_fds=[read]))
+            finally:
+                os.close(read)  # the rank's alone: when it no longer listens, writing says so
+        else:
+            self.processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+        for number in self.signals:  # came between two starts
+            self._tell(len(self.processes) - 1, number)
+
+    def pass_on(self, number: int, _: object) -> None:
+        """Tell every rank; a handler of signals."""
+        self.signals.append(number)
+        for rank in range(len(self.processes)):
+            self._tell(rank, number)
+
+    def _tell(self, rank: int, number: int) -> None:
+        if self.processes[rank].poll() is not None:
+            return
+        try:
+            os.write(self._pipes[rank], bytes([number]))
+        except (IndexError, OSError):  # no pipe, or nobody listens any more
+            self.processes[rank].send_signal(number)
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        pipes, self._pipes = self._pipes, []
+        for write in pipes:
+            os.close(write)
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -77,6 +78,14 @@ def launch_environment() -> LaunchEnvironment:
         per_node = int(env.get("SLURM_NTASKS_PER_NODE", torch.cuda.device_count() or world))
         return LaunchEnvironment(int(env["SLURM_PROCID"]), world, local, per_node, "srun")
     return LaunchEnvironment()
+
+
+def machine_id() -> str:
+    """What tells this machine from others, containers on it from none; '' where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def available_cores() -> int:

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -18,15 +19,21 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop, saved and can go on (EX_TEMPFAIL of sysexits.h: try again)."""
 SAME_SECONDS = 1.0
-"""Signals this close to the first are the same request: a terminal and a launcher, or two launchers, each deliver it."""
+"""Signals this close to the first are the same request: two launchers, one started by the other, each deliver it."""
+LAUNCHER_PIPE = "DNAPRETRAIN_LAUNCHER_PIPE"
+"""Environment variable: the descriptor from which a rank of `launch_local` reads the signals that were sent to its launcher."""
 
 
 class StopSignals:
-    """Watches STOP_SIGNALS from `with` to its end; `received` is the first one, 0 while there was none."""
+    """Watches STOP_SIGNALS from `with` to its end; `received` is the first one, 0 while there was none.
+
+    Those sent to this process and those that its launcher passes on are counted apart: one Ctrl-C of a terminal comes both ways.
+    """
 
     def __init__(self) -> None:
         self.received = 0
-        self._first_at = 0.0
+        self._first_at: dict[bool, float] = {}
+        self._launcher: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -38,6 +45,9 @@ class StopSignals:
         for number in STOP_SIGNALS:
             self._previous[number] = signal.signal(number, lambda *_: None)
             signal.siginterrupt(number, False)  # a system call of a library that is interrupted goes on
+        if pipe := os.environ.pop(LAUNCHER_PIPE, ""):  # not for processes that this one starts
+            self._launcher = int(pipe)
+            os.set_inheritable(self._launcher, False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the launcher holds them back until here
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -52,19 +62,26 @@ class StopSignals:
         self._write.close()  # ends the thread
         self._thread.join()
         self._read.close()
+        if self._launcher is not None:
+            os.close(self._launcher)
+            self._launcher = None
         self._previous = {}
 
     def _watch(self) -> None:
-        while data := self._read.recv(64):
-            for number in data:
-                if number in STOP_SIGNALS:
-                    self._receive(number)
+        sources = [self._read.fileno(), *([] if self._launcher is None else [self._launcher])]
+        while self._read.fileno() in sources:
+            for source in wait(sources):
+                data = os.read(int(source), 64)
+                for number in data:
+                    if number in STOP_SIGNALS:
+                        self._receive(number, passed_on=source == self._launcher)
+                if not data:
+                    sources.remove(source)
 
-    def _receive(self, number: int) -> None:
+    def _receive(self, number: int, passed_on: bool) -> None:
         now = time.monotonic()
-        if not self.received:
-            self.received, self._first_at = number, now
-        elif now - self._first_at > SAME_SECONDS:
+        self.received = self.received or number
+        if now - self._first_at.setdefault(passed_on, now) > SAME_SECONDS:
             text = (
                 f"stopped at once by {signal.Signals(number).name}, the second signal: what was trained since the last checkpoint is lost\n"
             )

@@ -18,12 +18,13 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain.config import RunConfig
-from dnapretrain.convert.native import WEIGHTS_DIR, WeightsReader, file_digest, read_config, read_state, read_tokenizer
+from dnapretrain.convert.native import WEIGHTS_DIR, WeightsReader, damaged_file, read_config, read_state, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, DamagedCheckpointError
 from dnapretrain.parallel.groups import on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.bad_steps import StepHistory
+from dnapretrain.train.node_copies import NodeCopies
 from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
 
 SHARDING = {
@@ -55,47 +56,67 @@ class RunPosition:
 
 
 def load_checkpoint(
-    checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, data_digest_at: Callable[[int], str]
+    checkpoint: Path,
+    config: RunConfig,
+    platform: Platform,
+    chunks: list[Any],
+    optimizer: Any,
+    data_digest_at: Callable[[int], str],
+    copies: NodeCopies | None = None,
 ) -> RunPosition:
-    """Read weights and optimizer state into place and return the position.
+    """Read weights and optimizer state into place and return the position; from `copies` where this node has one.
 
     `data_digest_at` gives the digest of what the first so many samples depend on.
     Raises CheckpointError when the checkpoint is damaged, or is of another model, tokenizer, precision or data.
     """
-    state = read_state(checkpoint)
-    _check_fits(checkpoint, read_config(checkpoint), config)
+    source = copies.choose(checkpoint) if copies else checkpoint
+    state = read_state(source)
+    _check_fits(checkpoint, read_config(source), config)
     data_digest = data_digest_at(state["consumed_samples"])
     if state.get("data_digest") != data_digest:
         raise CheckpointError(
             f"checkpoint {checkpoint} was trained on other data or in other order (digest {state.get('data_digest')}, now {data_digest}). "
             "Restore data.* and the shards, or start a new run from its weights: checkpoint.load=<it> with another train.run_dir."
         )
-    verify_files(checkpoint, state, platform)
+    if not copies:  # else they have chosen what is whole
+        verify_files(checkpoint, state, platform)
     allocate_state(optimizer)
     sharded = sharded_state(chunks, optimizer, is_loading=True)
-    loaded = _load(sharded, checkpoint, strict=StrictHandling.RAISE_ALL)
+    loaded = _load(sharded, source, strict=StrictHandling.RAISE_ALL)
     fill_chunks(chunks, loaded)
     adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     use_settings(optimizer, config.optim)
+    if copies:
+        copies.was_read(source)
     counts = {name: state[name] for name in ("step", "consumed_samples", "consumed_tokens", "schedule_samples")}
     return RunPosition(**counts, history=StepHistory.from_json(state["history"]) if "history" in state else StepHistory())
 
 
 def load_newest(
-    candidates: Sequence[Path], config: RunConfig, platform: Platform, chunks: list[Any], optimizer: Any, digest_at: Callable[[int], str]
+    candidates: Sequence[Path],
+    config: RunConfig,
+    platform: Platform,
+    chunks: list[Any],
+    optimizer: Any,
+    digest_at: Callable[[int], str],
+    copies: NodeCopies | None = None,
 ) -> tuple[RunPosition, Path, list[str]]:
-    """Load the first of `candidates` that is whole: (position, checkpoint, a warning for each that was passed over).
+    """Load the first of `candidates` that is whole: (position, checkpoint, warnings: each that was passed over, each copy not used).
 
     Raises as `load_checkpoint`; DamagedCheckpointError where none is whole.
     """
     warnings: list[str] = []
-    for checkpoint in candidates[:-1]:
+    for checkpoint in candidates:
         try:
-            return load_checkpoint(checkpoint, config, platform, chunks, optimizer, digest_at), checkpoint, warnings
+            position = load_checkpoint(checkpoint, config, platform, chunks, optimizer, digest_at, copies)
+            return position, checkpoint, warnings + (copies.remarks if copies else [])
         except DamagedCheckpointError as damage:
+            if checkpoint == candidates[-1]:
+                raise
+            warnings += copies.remarks if copies else []
             warnings.append(f"WARNING: {damage} The one before it is tried.")
-    return load_checkpoint(candidates[-1], config, platform, chunks, optimizer, digest_at), candidates[-1], warnings
+    raise CheckpointError("there is no checkpoint to load. Give one.")
 
 
 def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks: list[Any]) -> None:
@@ -205,13 +226,6 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
 
 def verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:
     """Raise CheckpointError on every rank unless all files are as they were written; the work is shared out over the ranks."""
-    weights, problem = checkpoint / "weights", ""
-    files = state.get("files", {})
-    for name in sorted(files)[platform.rank :: platform.world_size]:
-        path = weights / name
-        if not path.exists():
-            problem = f"{path} is missing"
-        elif file_digest(path) != files[name]:
-            problem = f"{path} is not as it was written (size or digest differs)"
+    problem = damaged_file(checkpoint, state, platform.rank, platform.world_size)
     if problems := problems_of_ranks(problem):
         raise DamagedCheckpointError(f"checkpoint {checkpoint} is damaged: {problems[0]}. Use the one before it, or a copy.")

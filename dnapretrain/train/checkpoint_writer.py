@@ -8,20 +8,13 @@ no file is written by a rank's main process before all writers are done.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import os
 import queue
 import shutil
-import signal
-import sys
 import time
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +34,7 @@ from megatron.core.dist_checkpointing.validation import validate_sharding_integr
 from dnapretrain.convert.native import file_digest
 from dnapretrain.errors import CheckpointError
 from dnapretrain.parallel.groups import on_every_rank, place_among_replicas, sum_of_ranks
-from dnapretrain.parallel.signals import STOP_SIGNALS
+from dnapretrain.train.child_process import Child, start_child
 from dnapretrain.train.save_shares import share_out
 
 FILES_PER_RANK = 2
@@ -62,16 +55,6 @@ class _Plan(TorchDistSaveShardedStrategy):
 
 
 @dataclass
-class _Child:
-    """One writer process."""
-
-    pid: int
-    pipe: Connection
-    answer: tuple[str, Any] | None = None
-    """("ok", (write results, digests)) or ("error", what went wrong), once it came."""
-
-
-@dataclass
 class Writing:
     """A checkpoint on its way to the disk, as one rank sees it."""
 
@@ -83,13 +66,12 @@ class Writing:
     deadline: float
     num_bytes: int
     """Of all ranks together."""
-    children: list[_Child] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
 
     def state(self) -> int:
         """DONE, RUNNING or FAILED, of this rank's writers; does not wait."""
         for child in self.children:
-            if child.answer is None and child.pipe.poll():
-                child.answer = _receive(child)
+            child.look()
         if self.problem():
             return FAILED
         return RUNNING if any(child.answer is None for child in self.children) else DONE
@@ -119,10 +101,7 @@ class Writing:
     def end(self) -> None:
         """Kill what still runs and let go of the memory."""
         for child in self.children:
-            if child.answer is None:
-                os.kill(child.pid, signal.SIGKILL)
-            child.pipe.close()
-            _reap(child.pid)
+            child.end()
         self.children, self.staged = [], []
 
 
@@ -156,7 +135,7 @@ def begin_writing(state: dict[str, Any], content: dict[str, Any], folder: Path, 
     try:
         with on_every_rank(CheckpointError, "cannot start the writers"):
             for bucket, rest in parts:
-                writing.children.append(_start(partial(_write, transforms, folder, bucket, rest)))
+                writing.children.append(start_child(partial(_write, transforms, folder, bucket, rest)))
     except CheckpointError:
         writing.end()
         raise
@@ -209,68 +188,3 @@ def _write(transforms: list[Any], folder: Path, bucket: Any, common: Any) -> tup
     if isinstance(results, Exception):
         raise results
     return results, {Path(path).name: file_digest(Path(path))}
-
-
-def _reap(pid: int) -> None:
-    """Take the exit status of an ended process; one that is stuck in the kernel is waited for no longer than a second."""
-    give_up = time.monotonic() + 1
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < give_up:
-            time.sleep(0.005)
-
-
-def _start(work: Callable[[], Any]) -> _Child:
-    """Fork a process that does `work` and sends what it returns."""
-    ours, theirs = Pipe(duplex=False)
-    parent = os.getpid()
-    with warnings.catch_warnings():
-        # Other threads of ours (gloo's, autograd's) are not there in the child, which only serializes and writes.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        _be_a_writer(work, theirs, parent)
-    theirs.close()
-    return _Child(pid, ours)
-
-
-def _be_a_writer(work: Callable[[], Any], pipe: Connection, parent: int) -> None:
-    """The whole life of a writer process."""
-    code = 1
-    try:
-        gc.freeze()  # collecting what the rank has let go of here would wait for threads of gloo that were not forked
-        signal.set_wakeup_fd(-1)
-        for number in STOP_SIGNALS:  # they are for the rank, and Slurm sends them to its children too: the last save must go on
-            signal.signal(number, signal.SIG_IGN)
-        _die_with(parent)
-        torch.set_num_threads(1)  # the thread pool was not forked
-        pipe.send(("ok", work()))
-        code = 0
-    except BaseException as error:
-        reason = _reason(error)
-        pipe.send(("error", " ".join(f"{type(reason).__name__}: {reason}".split())[:500]))
-    finally:
-        os._exit(code)
-
-
-def _reason(error: BaseException) -> BaseException:
-    """The failure of the system behind `error`, where there is one: torch's archive writer covers a full disk with words of its own."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, OSError):
-        inner = inner.__cause__ or inner.__context__
-    return inner or error
-
-
-def _die_with(parent: int) -> None:
-    """A rank that is killed takes its writers along: none holds its connections open or writes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def _receive(child: _Child) -> tuple[str, Any]:
-    try:
-        answer: tuple[str, Any] = child.pipe.recv()
-    except (EOFError, OSError):
-        return "error", f"writer process {child.pid} died without a word. Did memory run out?"
-    return answer

@@ -101,8 +101,10 @@ class Recovery:
         saver = self.saver
         candidates = resumable(self.config.train.run_dir)
         loaded, checkpoint, remarks = load_newest(
-            candidates, saver.config, saver.platform, saver.chunks, saver.optimizer, saver.data_digest_at
+            candidates, saver.config, saver.platform, saver.chunks, saver.optimizer, saver.data_digest_at, saver.copies
         )
+        if saver.copies:
+            saver.copies.log_reads(self.log, loaded.step)
         for remark in remarks:
             self.log.say(remark)
         skipped = joined([*after.history.skipped_samples, (loaded.consumed_samples, after.consumed_samples)])

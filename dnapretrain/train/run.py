@@ -30,6 +30,7 @@ from dnapretrain.parallel.signals import StopSignals
 from dnapretrain.train.checkpoint import RunPosition, load_newest, load_weights
 from dnapretrain.train.continued import start_from
 from dnapretrain.train.metrics import RunLog, peak_of_rank
+from dnapretrain.train.node_copies import open_copies
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
 from dnapretrain.train.retention import latest_problem, resumable
 from dnapretrain.train.run_lock import RunLock
@@ -112,15 +113,18 @@ def build_trainer(
 
     # Nothing is written before the checkpoint is read: a run that is refused leaves the folder as it was.
     position, resume_from = RunPosition(), None
-    remarks = [said for said in (remark, latest_problem(run_dir)) if said]
+    copies = open_copies(config, platform)
+    remarks = [said for said in (remark, latest_problem(run_dir), *(copies.remarks if copies else ())) if said]
     if candidates:
-        position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at)
+        position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at, copies)
         remarks += warnings
     start_up.end_of("checkpoint")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)
     best_set = "valid" if "valid" in data.held_out else next(iter(data.held_out), "")
-    saver = CheckpointSaver(config, platform, wrapped, optimizer, data.tokenizer.to_dict(), data.train.digest_at, log, best_set, position)
+    saver = CheckpointSaver(
+        config, platform, wrapped, optimizer, data.tokenizer.to_dict(), data.train.digest_at, log, best_set, position, copies
+    )
     saver.check_target(checkpoint_bytes(config, data.tokenizer.vocab_size, data.tokenizer.pad_id))
 
     trainer = Trainer(
@@ -144,6 +148,10 @@ def build_trainer(
     if trainer.stop.forget_old_file():
         remarks.append(f"an old file {trainer.stop.file} was removed: it would have stopped this start at once")
     log_start(trainer, config, platform, data, resume_from, started_from, remarks)
+    if copies:
+        copies.log_reads(log, position.step)
+        if copies.rewrite:
+            saver.begin(position)
     return trainer
 
 

@@ -42,6 +42,7 @@ from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.checkpoint import SHARDING, RunPosition, sharded_state
 from dnapretrain.train.checkpoint_writer import DONE, FAILED, RUNNING, Writing, begin_writing, check_room, finish_writing
 from dnapretrain.train.metrics import RunLog
+from dnapretrain.train.node_copies import NodeCopies
 from dnapretrain.train.retention import delete_old, logged_losses
 
 LAST_ATTEMPTS = 3
@@ -62,12 +63,14 @@ class CheckpointSaver:
         log: RunLog,
         best_set: str,
         resumed: RunPosition,
+        copies: NodeCopies | None = None,
     ) -> None:
-        """`best_set` is the held-out set whose loss checkpoint.keep_best goes by."""
+        """`best_set` is the held-out set whose loss checkpoint.keep_best goes by; each finished checkpoint goes to `copies` too."""
         self.config, self.platform, self.chunks, self.optimizer = config, platform, chunks, optimizer
         self.tokenizer, self.data_digest_at, self.log, self.best_set = tokenizer, data_digest_at, log, best_set
         self.losses = logged_losses(log.path, best_set) if platform.is_main else {}
         """Loss on `best_set` by step, on the main rank."""
+        self.copies = copies
         self.parent = config.train.run_dir / CHECKPOINTS_DIR
         self.saved_step = resumed.step
         """Step of the newest finished checkpoint."""
@@ -99,6 +102,8 @@ class CheckpointSaver:
 
     def advance(self) -> None:
         """Finish the save in progress when all ranks have written; does not wait for writers."""
+        if self.copies:
+            self.copies.poll()
         if self._writing is None:
             return
         with self._counted():
@@ -154,6 +159,13 @@ class CheckpointSaver:
         if self._writing is not None:
             self._writing.end()
             self._writing = None
+        if self.copies:
+            self.copies.stop()
+
+    def finish(self, completed: bool) -> None:
+        """The end of a run, after its last save: `completed` says that it never goes on."""
+        if self.copies:
+            self.copies.finish(self.log, completed)
 
     def _begin_writing(self) -> Writing:
         def prepare() -> None:
@@ -230,6 +242,9 @@ class CheckpointSaver:
             "checkpoint", step=self.saved_step, path=str(self._final), bytes=writing.num_bytes, seconds=seconds, stall_seconds=self._waited
         )
         self.log.say(f"saved {self._final} | {writing.num_bytes / 1e6:,.1f} MB in {seconds:.1f} s, training waited {self._waited:.2f} s")
+        if self.copies:
+            self.copies.report(self.log)
+            self.copies.begin(self._final)
         if not self.platform.is_main:
             return
         try:

@@ -180,6 +180,7 @@ class Trainer:
                 self.evaluate()
         self.watch.enter("saving")
         self.saver.save(self.position)
+        self.saver.finish(completed=self.position.step == train.train_steps)
         bases, samples = self.stream.cut()
         if bases:  # only where tokens stand for different numbers of bases
             self.log.write("cut", step=self.position.step, bases=bases, samples=samples)
