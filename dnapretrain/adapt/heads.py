@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,16 +102,13 @@ def prepare(model: Any, family: Family, target: Target, method: str, adapter: Ad
             r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=list(layers.lora), **also
         )
     else:
-        config = peft.IA3Config(target_modules=_pattern(layers.ia3), feedforward_modules=_pattern(layers.ia3_feedforward), **also)
+        config = peft.IA3Config(
+            target_modules=layers.pattern(layers.ia3), feedforward_modules=layers.pattern(layers.ia3_feedforward), **also
+        )
     found = peft.get_peft_model(model, config)
     if method == "ia3":
         _keep_queries(found)
     return found
-
-
-def _pattern(names: tuple[str, ...]) -> str:
-    """Of full module names that end so; `output.dense` is that of the feed-forward, not attention's, which IA3 leaves alone."""
-    return rf".*\.(?<!attention\.)(?:{'|'.join(re.escape(name) for name in names)})"
 
 
 def _keep_queries(model: Any) -> None:

@@ -234,12 +234,13 @@ def _tasks(family: Family) -> str:
 
 
 def _adapters(layers: AdapterLayers) -> str:
+    ia3 = (("target_modules", layers.ia3), ("feedforward_modules", layers.ia3_feedforward))
     lines = [
         "With [peft](https://github.com/huggingface/peft), name the layers:",
         "",
         "```python",
         f'LoraConfig(task_type="SEQ_CLS", target_modules={list(layers.lora)})',
-        f'IA3Config(task_type="SEQ_CLS", target_modules={list(layers.ia3)}, feedforward_modules={list(layers.ia3_feedforward)})',
+        'IA3Config(task_type="SEQ_CLS", ' + ", ".join(f'{key}=r"{layers.pattern(names)}"' for key, names in ia3) + ")",
         "```",
         "",
         '`task_type`: "SEQ_CLS" or "TOKEN_CLS" for classifiers, whose new head is then trained and saved; none for the model itself.',

@@ -6,6 +6,7 @@ model of any size converts in the memory of its largest tensor.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,12 @@ class AdapterLayers:
     new_in_classifiers: tuple[str, ...] = ()
     """Modules that a sequence classifier begins with at random, beside `classifier` and `score`, which peft knows: it saves them with an
     adapter only where `modules_to_save` names them, and a loaded adapter is worthless without."""
+
+    @staticmethod
+    def pattern(names: tuple[str, ...]) -> str:
+        """Of full module names that end so, as peft takes one: `output.dense` is that of the feed-forward, not attention's, which IA3
+        leaves alone."""
+        return rf".*\.(?<!attention\.)(?:{'|'.join(re.escape(name) for name in names)})"
 
 
 @dataclass(frozen=True)
