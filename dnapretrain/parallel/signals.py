@@ -70,8 +70,9 @@ class StopSignals:
     def _watch(self) -> None:
         sources = [self._read.fileno(), *([] if self._launcher is None else [self._launcher])]
         while self._read.fileno() in sources:
-            for source in wait(sources):
-                data = os.read(int(source), 64)
+            ready = wait(sources)
+            for source in [source for source in sources if source in ready]:
+                data = os.read(source, 64)
                 for number in data:
                     if number in STOP_SIGNALS:
                         self._receive(number, passed_on=source == self._launcher)
