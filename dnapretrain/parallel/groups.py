@@ -174,19 +174,23 @@ def gather_of_ranks(value: Any) -> list[Any]:
 
 def gather_of_replicas(values: torch.Tensor) -> list[torch.Tensor]:
     """`values` of this rank and of those that hold the same weights, in the order of `replica_ranks`."""
-    from megatron.core import parallel_state
 
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    group = replicas()
     gathered = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, values, group=group)
     return gathered
 
 
-def replica_ranks() -> list[int]:
-    """Ranks that hold the same weights as this one, itself too."""
+def replicas() -> dist.ProcessGroup:
+    """The group of the ranks that hold the same weights as this one, itself too."""
     from megatron.core import parallel_state
 
-    return dist.get_process_group_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def replica_ranks() -> list[int]:
+    """Their numbers."""
+    return dist.get_process_group_ranks(replicas())
 
 
 def rank_numbers(ranks: list[int]) -> str:

@@ -24,6 +24,7 @@ from dnapretrain.errors import CheckpointError, DamagedCheckpointError
 from dnapretrain.parallel.groups import on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.bad_steps import StepHistory
+from dnapretrain.train.load_shares import SharedLoad
 from dnapretrain.train.node_copies import NodeCopies
 from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
 
@@ -153,7 +154,7 @@ def in_fp32(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> dict[str, Any]:
     with on_every_rank(DamagedCheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
-        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(checkpoint / "weights"), strict=strict)
+        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(checkpoint / WEIGHTS_DIR), SharedLoad(), strict=strict)
     return loaded
 
 
