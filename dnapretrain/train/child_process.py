@@ -84,8 +84,8 @@ def _live(work: Callable[[], Any], pipe: Connection, parent: int) -> None:
     """The whole life of the process."""
     code = 1
     try:
-        pipe.send(None)  # it has come up
         gc.freeze()  # collecting what the rank has let go of here would wait for threads of gloo that were not forked
+        pipe.send(None)  # it has come up
         signal.set_wakeup_fd(-1)
         for number in STOP_SIGNALS:  # they are for the rank, and Slurm sends them to its children too: the last save must go on
             signal.signal(number, signal.SIG_IGN)

@@ -60,7 +60,7 @@ class NodeCopies:
     def __init__(self, config: RunConfig, platform: Platform) -> None:
         """Raises ConfigError on every rank where the setting is wrong; a node whose disk cannot be used goes on without copies."""
         assert config.checkpoint.local_dir is not None
-        self.config, self.platform, self.folder, problem = config.checkpoint, platform, Path(), ""
+        self.config, self.platform, self.folder, problem = config, platform, Path(), ""
         try:
             self.folder = copies_folder(config.checkpoint.local_dir, config.train.run_dir)
         except ConfigError as error:
@@ -95,7 +95,7 @@ class NodeCopies:
         found = [path.name.removeprefix(".node-") for path in self.folder.glob(".node-*")] if self.makes else []
         shared = next((others[token] for token in found if token in others), "")
         clash = (
-            f"checkpoint.local_dir = {self.config.local_dir} is one folder ({self.folder.parent}) for {self.host} and {shared}. "
+            f"checkpoint.local_dir = {self.config.checkpoint.local_dir} is one folder ({self.folder.parent}) for {self.host} and {shared}. "
             "Give a folder on each node's own disk."
         )
         clashes = problems_of_ranks(clash if shared else "")
@@ -186,17 +186,17 @@ class NodeCopies:
     def poll(self) -> None:
         """Look after the copy that is being made; does not wait, and asks no other rank."""
         if self._child is not None:
-            if not self._child.look() and time.monotonic() < self._began + self.config.timeout_seconds:
+            if not self._child.look() and time.monotonic() < self._began + self.config.checkpoint.timeout_seconds:
                 return
             kind, result = self._child.answer or (
                 "error",
-                f"it took longer than checkpoint.timeout_seconds = {self.config.timeout_seconds:g}",
+                f"it took longer than checkpoint.timeout_seconds = {self.config.checkpoint.timeout_seconds:g}",
             )
             self._end(kind, result)
         if self._next != Path():
             self._making, self._next, self._began = self._next, Path(), time.monotonic()
             try:
-                self._child = start_child(partial(copy_checkpoint, self._making, self.folder, self.config.keep_local))
+                self._child = start_child(partial(copy_checkpoint, self._making, self.folder, self.config.checkpoint.keep_local))
             except OSError as error:
                 self._end("error", str(error))
 
