@@ -77,7 +77,8 @@ class FinetuneSettings:
         if self.keep not in KEEP:
             raise ConfigError(f"keep = {self.keep} is none of {', '.join(KEEP)}.")
         if self.loop.class_weights and self.task in ("regression", "causal"):
-            raise ConfigError(f"class weights have no meaning for {self.task}. Leave --class-weights out.")
+            what = "numbers" if self.task == "regression" else "causal fine-tuning"
+            raise ConfigError(f"class weights have no meaning for {what}. Leave --class-weights out.")
         if self.task == "causal" and self.method == "head":
             raise ConfigError("method = head learns a new head, and causal fine-tuning has none. Use full, lora or ia3.")
         if self.condition_bins and self.task != "causal":
