@@ -144,6 +144,7 @@ def test_all_verbs_are_looked_at() -> None:
         *("corpus", "lint", "preprocess", "merge", "extract", "haplotypes", "inspect", "train-bpe", "dedup", "cluster", "leakage"),
         *("recipes", "pretrain", "evaluate", "plan", "simulate", "slurm", "convert", "generate", "report", "verify", "doctor"),
         *("locate", "was-seen", "coverage", "embed", "probe", "score", "finetune", "predict", "benchmark"),
+        *("recovery", "design", "check-cds"),
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnapretrain.adapt.encoding import SequenceEncoder, TokenBatch
 from dnapretrain.adapt.heads import restore, trainable_state
-from dnapretrain.adapt.targets import DEFAULT_METRIC, METRICS, Target, class_weights
+from dnapretrain.adapt.targets import DEFAULT_METRIC, LOW_IS_GOOD, METRICS, Target, class_weights
 from dnapretrain.adapt.task_data import IGNORED, TaskRows, make_batch, training_batches
 from dnapretrain.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ class LoopSettings:
     patience: int = 3
     """Epochs without a better validation before training stops; 0: never."""
     select_by: str = ""
-    """A metric, or `loss`; "": mcc, auprc of multilabel, pearson of regression."""
+    """A metric, or `loss`; "": mcc, auprc of multilabel, pearson of regression, bits_per_base of causal."""
     schedule: str = "linear"
     """After the warmup: linear or cosine to 0, constant, or plateau (half after an epoch that is not better)."""
     warmup: float = 0.1
@@ -190,7 +190,7 @@ class ClassifierLoop:
             found = {"epoch": epoch + 1, "train_loss": float(np.mean(losses)), **self.evaluate(valid)}
             learned.epochs.append(found)
             value = found[settings.selected(self.target.task)]
-            if stopper.better(-value if settings.selected(self.target.task) == "loss" else value, epoch):
+            if stopper.better(-value if settings.selected(self.target.task) in LOW_IS_GOOD else value, epoch):
                 best = trainable_state(self.model)
             else:
                 factor *= 0.5 if settings.schedule == "plateau" else 1.0

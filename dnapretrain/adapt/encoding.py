@@ -56,6 +56,10 @@ class Counts:
     remainders: int = 0
     """Sequences with bases left over behind their last whole k-mer."""
     remainder_bases: int = 0
+    filled_rows: int = 0
+    """Sequences whose last k-mer was filled up (causal.py)."""
+    filled: int = 0
+    """With so many A's, together."""
 
     def lines(self) -> list[str]:
         """One line for each thing that happened."""
@@ -68,6 +72,8 @@ class Counts:
             said.append(f"{self.windowed:,} of {self.sequences:,} sequences were read in {self.windows:,} windows")
         if self.remainders:
             said.append(f"{self.remainders:,} of {self.sequences:,} sequences end in {self.remainder_bases:,} bases of no whole token: cut")
+        if self.filled:
+            said.append(f"{self.filled_rows:,} of {self.sequences:,} sequences end within a k-mer, which {self.filled:,} A's fill up")
         return said
 
 

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from dnapretrain import __version__
 from dnapretrain.adapt.backbone import folder_encoder
+from dnapretrain.adapt.causal import CausalLoop, causal_rows, load_causal, save_causal
 from dnapretrain.adapt.classifier_loop import ClassifierLoop, LoopSettings
+from dnapretrain.adapt.controls import Controls
 from dnapretrain.adapt.embedding_cache import folder_digest
 from dnapretrain.adapt.encoding import Counts, OnLong, SequenceEncoder
 from dnapretrain.adapt.extras import need
-from dnapretrain.adapt.folder import as_hf_folder, is_hf_folder
+from dnapretrain.adapt.folder import as_hf_folder, check_decoder, is_hf_folder
 from dnapretrain.adapt.heads import METHODS, Adapter, load_classifier, parameter_counts, prepare, save_classifier
 from dnapretrain.adapt.metrics import plain, with_intervals
 from dnapretrain.adapt.splits import Split, leakage, leakage_lines, make_splits, table_digest
@@ -58,6 +60,8 @@ class FinetuneSettings:
     device: str = "cpu"
     keep: str = "all"
     num_bootstrap: int = 1000
+    condition_bins: int = 0
+    """Of causal: cut the condition's numbers into so many; 0: each value is a condition."""
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be."""
@@ -72,8 +76,13 @@ class FinetuneSettings:
             raise ConfigError(f"folds = {self.num_folds} makes no folds. Use 2 or more, or 0.")
         if self.keep not in KEEP:
             raise ConfigError(f"keep = {self.keep} is none of {', '.join(KEEP)}.")
-        if self.loop.class_weights and self.task == "regression":
-            raise ConfigError("class weights have no meaning for numbers. Leave --class-weights out.")
+        if self.loop.class_weights and self.task in ("regression", "causal"):
+            what = "numbers" if self.task == "regression" else "causal fine-tuning"
+            raise ConfigError(f"class weights have no meaning for {what}. Leave --class-weights out.")
+        if self.task == "causal" and self.method == "head":
+            raise ConfigError("method = head learns a new head, and causal fine-tuning has none. Use full, lora or ia3.")
+        if self.condition_bins and self.task != "causal":
+            raise ConfigError(f"condition_bins = {self.condition_bins} is for --task causal, not {self.task}. Leave it out.")
 
 
 def learning_rate(method: str) -> float:
@@ -105,6 +114,11 @@ def run_finetune(
     if settings.method in ("lora", "ia3"):
         need("peft", f"{settings.method} fine-tuning")
     target = Target.of(train, settings.task)
+    controls = Controls()
+    if target.task == "causal":
+        check_decoder(Path(model))
+        if target.columns:
+            controls = Controls.of(target.columns[0], train.labels[target.columns[0]], settings.condition_bins, train.source)
     tables = {name: table for name, table in (("train", train), ("valid", valid), ("test", test)) if table is not None}
     classes = target.classes_for_folds(target.truth(train))
     splits = make_splits(
@@ -115,11 +129,19 @@ def run_finetune(
     with as_hf_folder(model, say) as folder:
         folder = _staying(folder, model, output, settings)
         encoder = classifier_encoder(folder, settings.on_long, settings.max_tokens)
-        rows = {name: encode_rows(table, target, encoder) for name, table in tables.items()}
+        controls = replace(controls, learned_end=encoder.tokenizer.eos_id is not None)
+        rows = {
+            name: causal_rows(table, encoder, controls) if target.task == "causal" else encode_rows(table, target, encoder)
+            for name, table in tables.items()
+        }
         notes = [*encoder.counts.lines(), *leakage_lines(shared)]
         for note in notes:
             say(note)
-        runs = [_one_run(folder, target, encoder, rows, split, seed, output, settings, say) for split in splits for seed in settings.seeds]
+        runs = [
+            _one_run(folder, target, encoder, rows, split, seed, output, settings, say, controls)
+            for split in splits
+            for seed in settings.seeds
+        ]
         digest = folder_digest(folder)
     found = {
         "dnapretrain": __version__,
@@ -127,6 +149,7 @@ def run_finetune(
         "model_digest": digest,
         "settings": asdict(settings),
         "target": target.to_dict(),
+        **({"conditions": vars(controls)} if target.task == "causal" else {}),
         "tables": {name: {"source": one.source, "rows": len(one), "digest": table_digest(one)} for name, one in tables.items()},
         "leakage": shared,
         "notes": notes,
@@ -139,7 +162,7 @@ def run_finetune(
 
 def _staying(folder: Path, model: str | Path, output: Path, settings: FinetuneSettings) -> Path:
     """The folder; of a run or checkpoint that an adapter refers to, a copy that stays: `output`/base."""
-    if is_hf_folder(model) or settings.method not in ("lora", "ia3") or settings.keep == "none":
+    if is_hf_folder(model) or settings.method not in ("lora", "ia3") or settings.keep == "none" or settings.task == "causal":
         return folder
     import shutil
 
@@ -157,10 +180,16 @@ def open_loop(
     folder: Path, target: Target, encoder: SequenceEncoder, seed: int, settings: FinetuneSettings
 ) -> tuple[ClassifierLoop, dict[str, int]]:
     """A model ready to learn, and how many weights of it do."""
+    family = family_of_folder(read_hf_config(folder))
+    if target.task == "causal":
+        model = prepare(
+            load_causal(folder, seed, settings.from_scratch, settings.device), family, target, settings.method, settings.adapter
+        )
+        return CausalLoop(model, encoder, target, settings.loop, settings.device, seed), parameter_counts(model)
     model = load_classifier(folder, target, seed, settings.from_scratch, settings.device)
     if model.config.pad_token_id is None:  # decoders find their last token by it
         model.config.pad_token_id = encoder.tokenizer.pad_id
-    model = prepare(model, family_of_folder(read_hf_config(folder)), target, settings.method, settings.adapter)
+    model = prepare(model, family, target, settings.method, settings.adapter)
     return ClassifierLoop(model, encoder, target, settings.loop, settings.device, seed), parameter_counts(model)
 
 
@@ -174,6 +203,7 @@ def _one_run(
     output: Path,
     settings: FinetuneSettings,
     say: Say,
+    controls: Controls,
 ) -> dict[str, Any]:
     """One seed of one split."""
     name = f"seed_{seed}" + ("" if split.fold is None else f"_fold_{split.fold}")
@@ -196,7 +226,9 @@ def _one_run(
         run["test"] = intervals
     if loop.scale is not None:
         run["scale"] = {"mean": loop.scale.mean.tolist(), "deviation": loop.scale.deviation.tolist()}
-    if settings.keep == "all":
+    if settings.keep == "all" and target.task == "causal":
+        save_causal(loop.model, folder, output / name, settings.method, controls, encoder)
+    elif settings.keep == "all":
         save_classifier(loop.model, folder, output / name, settings.method)
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch
 
 from dnapretrain.convert.folders import read_hf_config
 from dnapretrain.convert.hf import to_hf
-from dnapretrain.convert.native import CHECKPOINTS_DIR, WEIGHTS_DIR, find_checkpoint
+from dnapretrain.convert.native import CHECKPOINTS_DIR, WEIGHTS_DIR, find_checkpoint, read_config
 from dnapretrain.errors import ConfigError
 
 
@@ -88,6 +89,33 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device = {device} is neither cpu nor cuda.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device = {device}, but torch sees no CUDA device here. Use device cpu.")
+
+
+def finetuned_model(model: str | Path) -> Path:
+    """`model`; of a folder of `finetune --task causal`, its only model. Raises ConfigError where there are several, or none was kept."""
+    model = Path(model)
+    result = model / "result.json"
+    if is_hf_folder(model) or not result.is_file():
+        return model
+    try:
+        found = [model / run["name"] / "model" for run in json.loads(result.read_text())["runs"]]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{result} is none of `dnapretrain finetune`. Give a Hugging Face folder, a run or a checkpoint.") from None
+    kept = [folder for folder in found if is_hf_folder(folder)]
+    if len(kept) != 1:
+        raise ConfigError(f"{model} holds {len(kept)} models ({', '.join(map(str, kept)) or 'none was kept'}). Name one of them.")
+    return kept[0]
+
+
+def holds_encoder(model: Path) -> bool:
+    """Whether a masked language model lies there, folder, run or checkpoint."""
+    return is_encoder(model) if is_hf_folder(model) else is_native(model) and read_config(find_checkpoint(model)).is_masked
+
+
+def check_decoder(model: Path) -> None:
+    """Raise ConfigError for an encoder, before anything is exported."""
+    if holds_encoder(model):
+        raise ConfigError(f"{model} holds an encoder, which reads both sides and continues nothing. Give a decoder.")
 
 
 def is_encoder(directory: Path) -> bool:

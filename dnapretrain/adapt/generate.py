@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dnapretrain.adapt.folder import as_hf_folder, check_device, is_encoder, is_hf_folder, is_native, load_model
+from dnapretrain.adapt.controls import Controls, read_controls
+from dnapretrain.adapt.folder import as_hf_folder, check_decoder, check_device, load_model
 from dnapretrain.adapt.prompts import EncodedPrompt, Prompt, encode_prompt, make_prompts
 from dnapretrain.convert.families import family_of_folder
 from dnapretrain.convert.folders import read_hf_config, tokenizer_of
-from dnapretrain.convert.native import find_checkpoint, read_config
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
@@ -55,6 +56,35 @@ class GeneratedSequence:
     """How it was drawn, for the FASTA description."""
     cut_bases: int = 0
     """Bases of the last token beyond those asked for, left out."""
+    condition: str = ""
+    """That of its prompt."""
+    ended: bool | None = None
+    """Whether the model ended it; None: it was not asked to."""
+
+    @property
+    def bases(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + self.generated
+
+    @property
+    def description(self) -> str:
+        """For FASTA: where the continuation begins (1-based), how it was drawn, how many bases of the last token were cut off."""
+        parts = [f"condition={self.condition.replace(' ', '_')}"] if self.condition else []
+        parts += [f"generated_from={len(self.prompt) + 1}", self.settings]
+        parts += [f"cut_bases={self.cut_bases}"] if self.cut_bases else []
+        parts += [f"ended={'yes' if self.ended else 'no'}"] if self.ended is not None else []
+        return " ".join(parts)
+
+
+class Written(Protocol):
+    """What FASTA is made of."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def bases(self) -> str: ...  # noqa: D102
+    @property
+    def description(self) -> str: ...  # noqa: D102
 
 
 def generate(
@@ -68,21 +98,26 @@ def generate(
     num_samples: int = 1,
     batch_size: int = 8,
     device: str = "cpu",
+    until_end: bool = False,
+    conditions: Sequence[str] = (),
 ) -> list[GeneratedSequence]:
-    """Continue each prompt `num_samples` times by `num_bases` bases.
+    """Continue each prompt `num_samples` times by `num_bases` bases; `until_end`: by at most so many, until the model draws the token that
+    ends a sequence (one that was trained so, as by `finetune --task causal`).
 
     model: a Hugging Face folder of a decoder, or a run or checkpoint, which is exported on the way. A prompt may have any length
     (`prompts.py`); together with the new bases it must fit the model's context. `batch_size` sequences are drawn at a time.
+    conditions: each prompt under each of those that the model was fine-tuned with (controls.py); "all" stands for all.
     Raises ConfigError for settings and models that cannot be used, DataError for prompts that cannot be continued.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    _check_settings(sampling, num_bases, num_samples, batch_size, device)
+    check_settings(sampling, num_bases, num_samples, batch_size, device)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     known = make_prompts(texts) if texts else [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-    _check_decoder(Path(model))
+    check_decoder(Path(model))
     with as_hf_folder(model) as directory:
         generator = Generator(directory, device)
-        return generator.continue_all(known, num_bases, sampling, num_samples, batch_size)
+        known = generator.conditioned(known, conditions)
+        return generator.continue_all(known, num_bases, sampling, num_samples, batch_size, until_end)
 
 
 class Generator:
@@ -97,12 +132,39 @@ class Generator:
         self._device = device
         self._words = np.array(self.tokenizer.tokens[self.tokenizer.vocabulary.words.start : self.tokenizer.vocabulary.words.stop])
         self._first_word = self.tokenizer.vocabulary.words.start
+        self.controls: Controls | None = read_controls(directory)
+        """Conditions that it was fine-tuned with; None of other models."""
+
+    def conditioned(self, prompts: Sequence[Prompt], conditions: Sequence[str]) -> list[Prompt]:
+        """Each prompt under each condition, named by it too; "all" stands for all. Raises ConfigError for unknown ones, and where the
+        model was fine-tuned with conditions and none is named: it has never seen a sequence without."""
+        controls = self.controls or Controls()
+        if not conditions and controls.names:
+            raise ConfigError(f"the model was fine-tuned with conditions: name {', '.join(controls.names)[:300]}, or all.")
+        if not conditions:
+            return list(prompts)
+        names = controls.names if tuple(conditions) == ("all",) and controls.names else conditions
+        return [
+            replace(
+                prompt, name=f"{name.replace(' ', '_')}_{prompt.name}", control=controls.prompt_of(name, self.tokenizer), condition=name
+            )
+            for name in names
+            for prompt in prompts
+        ]
 
     @torch.no_grad()
     def continue_all(
-        self, prompts: Sequence[Prompt], num_bases: int, sampling: Sampling, num_samples: int = 1, batch_size: int = 8
+        self,
+        prompts: Sequence[Prompt],
+        num_bases: int,
+        sampling: Sampling,
+        num_samples: int = 1,
+        batch_size: int = 8,
+        until_end: bool = False,
     ) -> list[GeneratedSequence]:
         """`num_samples` continuations of each prompt, in order. Raises DataError as `generate` does."""
+        if until_end and self.tokenizer.eos_id is None:
+            raise ConfigError("until_end: the model's tokenizer has no token that ends a sequence. Ask for a number of bases.")
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         for prompt, read in zip(prompts, encoded, strict=True):
             self._check_room(prompt, read, num_bases)
@@ -112,14 +174,16 @@ class Generator:
             for sample in range(num_samples)
         ]
         for start in range(0, len(rows), batch_size):
-            self._draw(rows[start : start + batch_size], num_bases, sampling)
+            self._draw(rows[start : start + batch_size], num_bases, sampling, until_end)
         return [
             GeneratedSequence(
                 f"{row.prompt.name}_sample{row.sample + 1}",
                 row.prompt.bases,
                 row.generated[:num_bases],
                 str(sampling),
-                len(row.generated) - num_bases,
+                max(0, len(row.generated) - num_bases),
+                row.prompt.condition,
+                row.ended if until_end else None,
             )
             for row in rows
         ]
@@ -134,17 +198,23 @@ class Generator:
                 f"tokens; there is room for {room} new bases. Shorten the prompt at its start or ask for fewer bases."
             )
 
-    def _draw(self, rows: list[_Row], num_bases: int, sampling: Sampling) -> None:
-        """Fill `generated` of the rows: prompts padded on their left, which attention does not see and positions do not count."""
+    def _draw(self, rows: list[_Row], num_bases: int, sampling: Sampling, until_end: bool) -> None:
+        """Fill `generated` of the rows: prompts padded on their left, which attention does not see and positions do not count.
+
+        The columns of W are the words, and behind them, where sequences may end, the end token; no sequence ends before its first word.
+        """
         width = max(len(row.read.ids) for row in rows)
         inputs_BS = torch.full((len(rows), width), self.tokenizer.pad_id)
         seen_BS = torch.zeros(len(rows), width, dtype=torch.long)
         for number, row in enumerate(rows):
             inputs_BS[number, width - len(row.read.ids) :] = torch.tensor(row.read.ids)
             seen_BS[number, width - len(row.read.ids) :] = 1
+        columns_W = torch.arange(self._first_word, self._first_word + len(self._words))
         past, allowed_BW = None, self._healing(rows)
-        words = slice(self._first_word, self._first_word + len(self._words))
-        while any(len(row.generated) < num_bases for row in rows):
+        if until_end:
+            columns_W = torch.cat([columns_W, torch.tensor([self.tokenizer.eos_id])])
+            allowed_BW = torch.cat([allowed_BW, torch.zeros(len(rows), 1, dtype=torch.bool)], dim=1)
+        while any(row.goes_on(num_bases) for row in rows):
             self._check_context(rows, num_bases)
             positions_BS = (seen_BS.cumsum(1) - 1).clamp(min=0)[:, -inputs_BS.shape[1] :]
             output = self._model(
@@ -156,12 +226,12 @@ class Generator:
                 logits_to_keep=1,
             )
             past = output.past_key_values
-            logits_BW = output.logits[:, -1, words].double().cpu().masked_fill(~allowed_BW, -torch.inf)
+            logits_BW = output.logits[:, -1, columns_W].double().cpu().masked_fill(~allowed_BW, -torch.inf)
             chosen_B = choose(logits_BW, np.array([row.random.random() for row in rows]), sampling)
             for row, word in zip(rows, chosen_B.tolist(), strict=True):
-                if len(row.generated) < num_bases:  # others of the batch are not done yet
-                    row.add(self._words[word])
-            inputs_BS = chosen_B[:, None] + self._first_word
+                if row.goes_on(num_bases):  # else others of the batch are not done yet
+                    row.add(self._words[word]) if word < len(self._words) else row.end()
+            inputs_BS = columns_W[chosen_B][:, None]
             seen_BS = torch.cat([seen_BS, torch.ones_like(inputs_BS)], dim=1)
             allowed_BW = torch.ones_like(allowed_BW)
 
@@ -171,7 +241,7 @@ class Generator:
 
     def _check_context(self, rows: list[_Row], num_bases: int) -> None:
         for row in rows:
-            if len(row.generated) < num_bases and len(row.read.ids) + row.tokens >= self.context:
+            if row.goes_on(num_bases) and len(row.read.ids) + row.tokens >= self.context:
                 raise DataError(
                     f"{row.prompt.name}: the model's context of {self.context} tokens was full after {len(row.generated)} of {num_bases} "
                     "new bases (tokens stand for different numbers of bases). Shorten the prompt at its start or ask for fewer bases."
@@ -189,21 +259,20 @@ class _Row:
     generated: str = ""
     """Bases beyond the prompt."""
     tokens: int = field(default=0)
+    ended: bool = False
+
+    def goes_on(self, num_bases: int) -> bool:
+        """Whether it needs more."""
+        return len(self.generated) < num_bases and not self.ended
+
+    def end(self) -> None:
+        """The end token was drawn."""
+        self.ended = True
 
     def add(self, word: str) -> None:
         """One more token; the first one repeats the bases that were healed."""
         self.generated += word[len(self.read.healed) :] if not self.tokens else word
         self.tokens += 1
-
-
-def _check_decoder(model: Path) -> None:
-    """Raise ConfigError for an encoder, before anything is exported."""
-    if is_hf_folder(model):
-        if is_encoder(model):
-            architecture = next(iter(read_hf_config(model).get("architectures") or ["a masked language model"]))
-            raise ConfigError(f"{model} holds an encoder ({architecture}), which reads both sides and continues nothing. Give a decoder.")
-    elif is_native(model) and read_config(find_checkpoint(model)).is_masked:
-        raise ConfigError(f"{model} holds an encoder, which reads both sides and continues nothing. Give a decoder.")
 
 
 def choose(logits_BW: Tensor, uniforms_B: np.ndarray, sampling: Sampling) -> Tensor:
@@ -222,19 +291,17 @@ def choose(logits_BW: Tensor, uniforms_B: np.ndarray, sampling: Sampling) -> Ten
     return columns_BW.gather(1, places_B1.minimum(last_B1))[:, 0]
 
 
-def to_fasta(sequences: Iterable[GeneratedSequence]) -> str:
-    """FASTA text, prompt and continuation joined; the description says where the continuation begins (1-based), and how many bases of
-    the last token were cut off."""
+def to_fasta(sequences: Iterable[Written]) -> str:
+    """FASTA text."""
     lines = []
     for sequence in sequences:
-        cut = f" cut_bases={sequence.cut_bases}" if sequence.cut_bases else ""
-        lines.append(f">{sequence.name} generated_from={len(sequence.prompt) + 1} {sequence.settings}{cut}")
-        bases = sequence.prompt + sequence.generated
-        lines += [bases[start : start + LINE_WIDTH] for start in range(0, len(bases), LINE_WIDTH)]
+        lines.append(f">{sequence.name} {sequence.description}")
+        lines += [sequence.bases[start : start + LINE_WIDTH] for start in range(0, len(sequence.bases), LINE_WIDTH)]
     return "\n".join(lines) + "\n"
 
 
-def _check_settings(sampling: Sampling, num_bases: int, num_samples: int, batch_size: int, device: str) -> None:
+def check_settings(sampling: Sampling, num_bases: int, num_samples: int, batch_size: int, device: str) -> None:
+    """Raise ConfigError for what cannot be."""
     least = {
         "num_bases": (num_bases, 1),
         "num_samples": (num_samples, 1),

@@ -88,7 +88,7 @@ def prepare(model: Any, family: Family, target: Target, method: str, adapter: Ad
     layers = family.adapter_layers
     if method not in METHODS:
         raise ConfigError(f"method = {method} is none of {', '.join(METHODS)}.")
-    new = list(layers.new_in_classifiers) if target.task != "tokens" else []
+    new = list(layers.new_in_classifiers) if target.task not in ("tokens", "causal") else []
     if method == "full":
         return model
     if method == "head":
@@ -96,7 +96,8 @@ def prepare(model: Any, family: Family, target: Target, method: str, adapter: Ad
             parameter.requires_grad_(bool({*HEADS, *new}.intersection(name.split("."))))
         return model
     peft = need("peft", f"{method} fine-tuning")
-    also: dict[str, Any] = {"task_type": "TOKEN_CLS" if target.task == "tokens" else "SEQ_CLS"} | ({"modules_to_save": new} if new else {})
+    task_type = {"tokens": "TOKEN_CLS", "causal": "CAUSAL_LM"}.get(target.task, "SEQ_CLS")
+    also: dict[str, Any] = {"task_type": task_type} | ({"modules_to_save": new} if new else {})
     if method == "lora":
         config = peft.LoraConfig(
             r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=list(layers.lora), **also

@@ -40,6 +40,8 @@ def predict_table(
     """
     result = read_result(directory)
     target, settings = Target.from_dict(result["target"]), result["settings"]
+    if target.task == "causal":
+        raise ConfigError(f"{directory} holds models that write sequences (causal), and predict nothing of them. Use generate or design.")
     sums: list[NDArray[np.float64]] = []
     notes: list[str] = []
     for run in result["runs"]:

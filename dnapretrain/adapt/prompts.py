@@ -26,6 +26,10 @@ class Prompt:
     name: str
     bases: str
     """Upper case, T for U."""
+    control: tuple[int, ...] = ()
+    """Token ids between <bos> and the bases: of a condition that the model was fine-tuned with (controls.py)."""
+    condition: str = ""
+    """Its name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
                 f"{prompt.name} has {letter!r} at position {position}, among its last {len(healed)} base(s), with which the first new "
                 f"token of {tokenizer.k} has to begin: only A, C, G and T can. Cut the prompt before it, or replace it."
             )
-    ids = [tokenizer.bos_id, *ids] if tokenizer.add_bos else ids
+    ids = [*([tokenizer.bos_id] if tokenizer.add_bos else []), *prompt.control, *ids]
     if not ids:
         least = f"a prompt of {tokenizer.k} base(s)" if tokenizer.k > 1 else "a prompt"
         raise DataError(f"{prompt.name}: this model does not begin with <bos>, so it needs {least} at least. Give one.")

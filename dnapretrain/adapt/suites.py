@@ -97,6 +97,8 @@ def _check(path: Path, suite: Suite) -> None:
     for task in suite.tasks:
         settings = task_settings(task)
         settings.check()
+        if settings.task == "causal":
+            raise ConfigError(f"{path}: task {task.name} is causal; a suite compares predictions of labels. Use `dnapretrain finetune`.")
         if task.metric not in METRICS[settings.task]:
             raise ConfigError(f"{path}: task {task.name} has metric {task.metric}, which is none of {', '.join(METRICS[settings.task])}.")
         for model, value in task.published.items():

@@ -14,9 +14,16 @@ from dnapretrain.adapt.metrics import CLASSIFICATION, MULTILABEL, REGRESSION, cl
 from dnapretrain.adapt.tables import SequenceTable
 from dnapretrain.errors import ConfigError, DataError
 
-METRICS = {"classification": CLASSIFICATION, "multilabel": MULTILABEL, "regression": REGRESSION, "tokens": CLASSIFICATION}
+METRICS = {
+    "classification": CLASSIFICATION,
+    "multilabel": MULTILABEL,
+    "regression": REGRESSION,
+    "tokens": CLASSIFICATION,
+    "causal": ("bits_per_base",),
+}
 """By task."""
-DEFAULT_METRIC = {"classification": "mcc", "multilabel": "auprc", "regression": "pearson", "tokens": "mcc"}
+DEFAULT_METRIC = {"classification": "mcc", "multilabel": "auprc", "regression": "pearson", "tokens": "mcc", "causal": "bits_per_base"}
+LOW_IS_GOOD = ("loss", "bits_per_base")
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,9 @@ class Target:
     """What the label columns of a table hold; learned from the training table, then used for all."""
 
     task: str
-    """classification, multilabel, regression or tokens."""
+    """classification, multilabel, regression, tokens or causal (the sequence itself)."""
     columns: tuple[str, ...]
-    """Several for multilabel (0 or 1 each) and regression."""
+    """Several for multilabel (0 or 1 each) and regression; of causal the condition, or none."""
     classes: tuple[str, ...]
     """Of classification and tokens (a letter per base); empty for others."""
 
@@ -36,6 +43,10 @@ class Target:
         if task not in METRICS:
             raise ConfigError(f"task = {task} is none of {', '.join(METRICS)}.")
         columns = tuple(table.labels)
+        if task == "causal":
+            if len(columns) > 1:
+                raise ConfigError(f"causal reads one column of conditions at most; {table.source} gives {', '.join(columns)}.")
+            return cls(task, columns, ())
         if not columns or (len(columns) > 1 and task in ("classification", "tokens")):
             raise ConfigError(
                 f"{task} learns one label column; {table.source} gives {', '.join(columns) or 'none'}. Name one with --label-column."
@@ -59,13 +70,15 @@ class Target:
         return self.classes or self.columns
 
     def truth(self, table: SequenceTable) -> list[NDArray[Any]]:
-        """Of each row: [] the class number, [L] zeros and ones, [L] numbers, or [bases] class numbers.
+        """Of each row: [] the class number, [L] zeros and ones, [L] numbers, or [bases] class numbers; of causal nothing.
 
         Raises DataError with the row for a label that is unknown, no number, not finite, or not as long as the sequence.
         """
         for column in self.columns:
             if column not in table.labels:
                 raise DataError(f"{table.source} has no label column '{column}', which was learned.")
+        if self.task == "causal":
+            return []
         read = {"classification": self._class, "tokens": self._bases}.get(self.task, self._numbers)
         return [read(table, row) for row in range(len(table))]
 
@@ -104,10 +117,13 @@ class Target:
     def scores(self, truth: Sequence[NDArray[Any]], predicted: Sequence[NDArray[Any]]) -> dict[str, float]:
         """All metrics of the task. predicted: of each row [outputs], of tokens [bases, outputs]; logits, or probabilities of multilabel.
 
-        tokens: over bases. Several numbers: the mean of each metric over the columns, and `metric:column`.
+        tokens: over bases. causal: truth [] bases, predicted [] nats of each row. Several numbers: the mean of each metric over the
+        columns, and `metric:column`.
         """
         if self.task == "tokens":
             return classification_scores(np.concatenate(truth), np.concatenate(predicted))
+        if self.task == "causal":
+            return {"bits_per_base": float(np.sum(predicted) / math.log(2) / np.sum(truth))}
         truths, outputs = np.stack(truth), np.stack(predicted)
         if self.task == "classification":
             return classification_scores(truths, outputs)

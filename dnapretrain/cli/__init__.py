@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dnapretrain import __version__
-from dnapretrain.cli import adapt, audit, evaluate, finetune, models, runs, score, sequence, simulate, slurm
+from dnapretrain.cli import adapt, audit, evaluate, finetune, generate, models, runs, score, sequence, simulate, slurm
 from dnapretrain.errors import DnaPretrainError
 
 Verb = Callable[[argparse.Namespace], int]
@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         runs.add_pretrain,
         evaluate.add_evaluate,
         models.add_convert,
-        models.add_generate,
+        generate.add_generate,
+        generate.add_recovery,
+        generate.add_design,
+        generate.add_check_cds,
         adapt.add_embed,
         adapt.add_probe,
         score.add_score,

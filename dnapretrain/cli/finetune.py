@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from dnapretrain.adapt.finetune import FinetuneSettings
+    from dnapretrain.adapt.tables import TableOptions
 
 
 def add_finetune(verbs: Any) -> None:
@@ -30,15 +32,23 @@ def add_finetune(verbs: Any) -> None:
         "--task",
         default="classification",
         metavar="NAME",
-        help="classification; multilabel (--label-column for each, 0 or 1); regression (one number or several); tokens (a letter per base)",
+        help="classification; multilabel (--label-column for each, 0 or 1); regression (one number or several); tokens (a letter per "
+        "base); causal (decoders: the sequences themselves, told --condition-column)",
     )
+    verb.add_argument("--condition-column", metavar="NAME", help="of causal: what the model is told of each sequence; default: nothing")
+    verb.add_argument("--condition-bins", type=int, default=0, metavar="N", help="of causal: cut its numbers into bins of like size")
     verb.add_argument("--method", default="full", metavar="full|lora|ia3|head", help="what learns beside the head (default full: all)")
     verb.add_argument("--lr", type=float, metavar="RATE", help="default 3e-5 (full), 1e-4 (lora), 3e-3 (ia3), 1e-3 (head)")
     verb.add_argument("--epochs", type=int, default=10, metavar="N", help="at most (default 10)")
     verb.add_argument("--patience", type=int, default=3, metavar="N", help="epochs without a better validation; 0: never stop (default 3)")
     verb.add_argument("--batch-size", type=int, default=32, metavar="N", help="default 32")
     verb.add_argument("--micro-batch-size", type=int, metavar="N", help="sequences at once, where memory is short; same gradient")
-    verb.add_argument("--metric", default="", metavar="NAME", help="that the best epoch is chosen by, or loss (mcc, auprc, pearson)")
+    verb.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="that the best epoch is chosen by, or loss (mcc, auprc, pearson; of causal bits_per_base)",
+    )
     verb.add_argument("--schedule", default="linear", metavar="linear|cosine|constant|plateau")
     verb.add_argument("--warmup", type=float, default=0.1, metavar="N", help="below 1 a share of the steps, else steps (default 0.1)")
     verb.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="of matrices (default 0.01)")
@@ -100,7 +110,22 @@ def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
         max_tokens=arguments.max_tokens,
         device=arguments.device,
         keep=arguments.keep,
+        condition_bins=arguments.condition_bins,
     )
+
+
+def _causal_options(arguments: argparse.Namespace, options: TableOptions) -> TableOptions:
+    """`options`; of causal fine-tuning the one label is the condition. Raises ConfigError where the options are of another task."""
+    condition = arguments.condition_column
+    if arguments.task != "causal" and condition:
+        raise ConfigError(f"--condition-column {condition} is for --task causal, not {arguments.task}. Use --label-column.")
+    if arguments.task == "causal" and arguments.label_column:
+        raise ConfigError("--task causal learns the sequences themselves. Name conditions with --condition-column.")
+    if arguments.condition_bins and not condition:
+        raise ConfigError(f"--condition-bins {arguments.condition_bins} needs --condition-column.")
+    if arguments.task != "causal":
+        return options
+    return replace(options, label_columns=(condition,) if condition else (), needs_labels=bool(condition))
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
@@ -109,7 +134,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
     settings = finetune_settings(arguments)
     settings.check()
-    options = table_options(arguments, needs_labels=True)
+    options = _causal_options(arguments, table_options(arguments, needs_labels=True))
     train, valid, test = (read_table(path, options) if path else None for path in (arguments.train, arguments.valid, arguments.test))
     assert train is not None
     found = run_finetune(arguments.model, train, valid, test, arguments.output, settings, _say)

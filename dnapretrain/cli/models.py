@@ -1,4 +1,4 @@
-"""Verbs of trained models: convert, generate."""
+"""The verb convert."""
 
 from __future__ import annotations
 
@@ -76,45 +76,3 @@ def _progress() -> Callable[[int, int], None]:
             print(text, file=sys.stderr, flush=True)
 
     return draw
-
-
-def add_generate(verbs: Any) -> None:
-    verb = verbs.add_parser("generate", help="DNA from a decoder, as FASTA")
-    verb.add_argument("model", type=Path, metavar="MODEL", help="a Hugging Face folder; or a run or checkpoint, exported on the way")
-    verb.add_argument("--prompt", action="append", default=[], metavar="BASES", help="sequence to continue (repeatable); default: none")
-    verb.add_argument("--prompts", type=Path, metavar="FASTA", help="sequences to continue, under their names")
-    verb.add_argument("--num-bases", type=int, default=200, help="bases to add to each prompt (default 200)")
-    verb.add_argument("--num-samples", type=int, default=1, help="sequences per prompt (default 1)")
-    verb.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token every time (default 1)")
-    verb.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: among all")
-    verb.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens that have this probability together")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default 8); what is drawn does not depend on it")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda")
-    verb.add_argument("--output", type=Path, metavar="FASTA", help="write there instead of printing")
-    verb.set_defaults(verb=_generate)
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.generate import generate, to_fasta
-    from dnapretrain.adapt.prompts import make_prompts, read_prompts
-
-    prompts = make_prompts(arguments.prompt) + (read_prompts(arguments.prompts) if arguments.prompts else [])
-    records = generate(
-        arguments.model,
-        prompts or make_prompts([""]),
-        num_bases=arguments.num_bases,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        num_samples=arguments.num_samples,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-    )
-    fasta = to_fasta(records)
-    if arguments.output:
-        arguments.output.write_text(fasta)
-    else:
-        print(fasta, end="")
-    return 0

@@ -1,9 +1,13 @@
-"""Start and stop codons of NCBI's genetic codes, and whether coding sequences have them: does an annotation fit its assembly?"""
+"""NCBI's genetic codes: start and stop codons, amino acids, and whether coding sequences have such ends (does an annotation fit?)."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+
+from dnapretrain.errors import ConfigError
 
 LISTED = 20
 """Exceptions that are named; all are counted."""
@@ -32,8 +36,55 @@ STARTS = {
     "ATG ATA ATC ATT CTG GTG TTG": (11, 32),
     "ATG ATA ATC ATT CTG GTG TTA TTG": (4,),
 }
+STANDARD = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
+"""Amino acids of the standard code, codons in NCBI's order: T, C, A, G, the last base fastest."""
+CHANGES = {
+    "": (1, 11),
+    "TGA=W ATA=M AGA=* AGG=*": (2,),
+    "TGA=W CTT=T CTC=T CTA=T CTG=T ATA=M": (3,),
+    "TGA=W": (4,),
+    "TGA=W ATA=M AGA=S AGG=S": (5,),
+    "TAA=Q TAG=Q": (6,),
+    "TGA=W AAA=N AGA=S AGG=S": (9,),
+    "TGA=C": (10,),
+    "CTG=S": (12,),
+    "TGA=W ATA=M AGA=G AGG=G": (13,),
+    "TAA=Y TGA=W AAA=N AGA=S AGG=S": (14,),
+    "TAG=Q": (15,),
+    "TAG=L": (16,),
+    "TGA=W ATA=M AAA=N AGA=S AGG=S": (21,),
+    "TCA=* TAG=L": (22,),
+    "TTA=*": (23,),
+    "TGA=W AGA=S AGG=K": (24,),
+    "TGA=G": (25,),
+    "CTG=A": (26,),
+    "TAA=Q TAG=Q TGA=W": (27, 28),
+    "TAA=Y TAG=Y": (29,),
+    "TAA=E TAG=E": (30,),
+    "TAA=E TAG=E TGA=W": (31,),
+    "TAG=W": (32,),
+    "TAA=Y TGA=W AGA=S AGG=K": (33,),
+}
+"""What differs from it, by code. Codes 27, 28 and 31 have stop codons that are read as an amino acid within a sequence."""
 START_CODONS = {code: frozenset(codons.split()) for codons, codes in STARTS.items() for code in codes}
 STOP_CODONS = {code: frozenset(codons.split()) for codons, codes in STOPS.items() for code in codes}
+
+
+@cache
+def amino_acids(code: int) -> dict[str, str]:
+    """The amino acid of each of the 64 codons, `*` for those that only stop. Raises ConfigError for an unknown code."""
+    if code not in START_CODONS:
+        raise ConfigError(f"genetic code {code} is none of NCBI's: {', '.join(map(str, sorted(START_CODONS)))}.")
+    table = dict(zip(map("".join, itertools.product("TCAG", repeat=3)), STANDARD, strict=True))
+    changes = next(changes for changes, codes in CHANGES.items() if code in codes)
+    return table | dict(change.split("=") for change in changes.split())
+
+
+def translate(bases: str, code: int) -> str:
+    """The protein of whole codons from the first base on: `*` for a stop, X for a codon with other letters than A, C, G, T; bases of no
+    whole codon at the end are not read. Start codons have their ordinary amino acid."""
+    table = amino_acids(code)
+    return "".join(table.get(bases[at : at + 3], "X") for at in range(0, len(bases) // 3 * 3, 3))
 
 
 @dataclass
