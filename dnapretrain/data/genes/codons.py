@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
 from typing import Any
 
 LISTED = 20
@@ -34,6 +36,25 @@ STARTS = {
 }
 START_CODONS = {code: frozenset(codons.split()) for codons, codes in STARTS.items() for code in codes}
 STOP_CODONS = {code: frozenset(codons.split()) for codons, codes in STOPS.items() for code in codes}
+
+
+STANDARD = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
+"""Amino acids of the standard code, codons in the order TTT, TTC, TTA, TTG, TCT, ... GGG."""
+REASSIGNED = {
+    1: "", 2: "ATA M TGA W", 3: "ATA M CTT T CTC T CTA T CTG T TGA W", 4: "TGA W", 5: "AGA S AGG S ATA M TGA W", 6: "TAA Q TAG Q",
+    9: "AAA N AGA S AGG S TGA W", 10: "TGA C", 11: "", 12: "CTG S", 13: "AGA G AGG G ATA M TGA W", 14: "AAA N AGA S AGG S TAA Y TGA W",
+    15: "TAG Q", 16: "TAG L", 21: "TGA W ATA M AGA S AGG S AAA N", 22: "TAG L", 23: "", 24: "AGA S AGG K TGA W", 25: "TGA G", 26: "CTG A",
+    27: "TAG Q TAA Q", 28: "", 29: "TAA Y TAG Y", 30: "TAA E TAG E", 31: "TGA W", 32: "TAG W", 33: "TAA Y AGA S AGG K TGA W",
+}  # fmt: skip
+"""Codons of other codes that stand for another amino acid than in the standard code; what may be a stop is one."""
+
+
+@cache
+def amino_acids(code: int) -> dict[str, str]:
+    """The amino acid, or * for a stop, of each codon of one of NCBI's genetic codes."""
+    table = {"".join(codon): letter for codon, letter in zip(product("TCAG", repeat=3), STANDARD, strict=True)}
+    words = REASSIGNED[code].split()
+    return table | dict(zip(words[::2], words[1::2], strict=True)) | dict.fromkeys(STOP_CODONS[code], "*")
 
 
 @dataclass
