@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dnapretrain.config import ProbesConfig, RunConfig
 from dnapretrain.data.genes.gene_models import read_genes
 from dnapretrain.data.genes.gene_regions import Extraction, ExtractSettings
-from dnapretrain.data.genes.probe_pairs import Pair, PairBuilder, Probe, Window
+from dnapretrain.data.genes.probe_pairs import Pair, PairBuilder, Probe
 from dnapretrain.data.genes.probe_places import GenePlaces
 from dnapretrain.data.sampling.samples import Batch
 from dnapretrain.data.shards.contigs import Assembly
@@ -63,7 +63,7 @@ class ProbeWindows:
         """`room`: tokens of a sample at most. `divisor`: samples have a multiple of so many tokens, or `room`; `fixed`: `room` always."""
         self.tokenizer, self._is_masked, self._room = tokenizer, is_masked, room
         self._rows: list[Row] = []
-        self._number_of: dict[Window, int] = {}
+        self._number_of: dict[bytes, int] = {}
         self.probes = [self._compared(probe) for probe in probes]
         if not self._rows:
             raise DataError(
@@ -107,13 +107,13 @@ class ProbeWindows:
             if max(len(ids) for ids, _ in rows) - (not self._is_masked) > self._room:
                 probe.left_out["more tokens than a sample has"] += 1
                 continue
-            found.append([self._number(window, row) for window, row in zip((pair.true, pair.other), rows, strict=True)])
+            found.append([self._number(row) for row in rows])
         table = np.array(found, np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
-    def _number(self, window: Window, row: Row) -> int:
-        """The number of a window; a decoder predicts all of it, whatever the site."""
-        key = window if self._is_masked else Window(window.text, ())
+    def _number(self, row: Row) -> int:
+        """The number of a window; equal ones are read once."""
+        key = row[0].tobytes() + row[1].tobytes()
         if key not in self._number_of:
             self._number_of[key] = len(self._rows)
             self._rows.append(row)
@@ -125,20 +125,20 @@ class ProbeWindows:
         before = [tokenizer.bos_id] if tokenizer.add_bos else []
         behind = [tokenizer.eos_id or 0] if tokenizer.add_eos and self._is_masked else []
         if not self._is_masked:
-            return [
-                (np.concatenate([before, ids]).astype(np.int64), np.append([False] * len(before), np.full(len(ids), True))) for ids in words
-            ]
+            rows = [np.concatenate([before, ids]).astype(np.int64) for ids in words]
+            return [(ids, np.arange(len(ids)) > 0) for ids in rows]  # the first token, a special or not, is only read
         borders = [np.concatenate([[0], np.cumsum([len(tokenizer.tokens[value]) for value in ids])]) for ids in words]
         common = [np.intersect1d(borders[0], borders[1])] * 2 if pair.true.spans == pair.other.spans else borders
-        rows = []
+        framed = []
         for ids, starts, shared, window in zip(words, borders, common, (pair.true, pair.other), strict=True):
             is_target = np.zeros(len(ids), np.bool_)
             for start, end in window.spans:
                 low, high = shared[shared <= start][-1], shared[shared >= end][0]
                 is_target |= (starts[:-1] >= low) & (starts[1:] <= high)
-            framed = np.concatenate([before, ids, behind]).astype(np.int64)
-            rows.append((framed, np.concatenate([[False] * len(before), is_target, [False] * len(behind)]).astype(np.bool_)))
-        return rows
+            of_specials = (np.zeros(len(some), np.bool_) for some in (before, behind))
+            whole = np.concatenate([next(of_specials), is_target, next(of_specials)])
+            framed.append((np.concatenate([before, ids, behind]).astype(np.int64), whole))
+        return framed
 
 
 def open_probes(config: RunConfig, tokenizer: Tokenizer) -> ProbeWindows | None:
