@@ -143,16 +143,16 @@ class ProbeWindows:
 
 def open_probes(config: RunConfig, tokenizer: Tokenizer) -> ProbeWindows | None:
     """The windows that data.probes asks for; None where it asks for nothing. Raises ConfigError and DataError."""
-    settings, parallel = config.data.probes, config.parallel
-    if not settings.is_active:
+    probes, parallel = config.data.probes, config.parallel
+    if not probes.is_active:
         return None
-    with _genes(settings) as extraction:
-        places = GenePlaces(extraction, read_bed(settings.within) if settings.within else None)
-        builder = PairBuilder(places, config.probe_window, config.probe_word, settings.sites, settings.controls)
-        probes = [builder.build(name) for name in dict.fromkeys(settings.names)]
+    with _genes(probes) as extraction:
+        places = GenePlaces(extraction, read_bed(probes.within) if probes.within else None)
+        builder = PairBuilder(places, config.probe_window, config.probe_word, probes.sites, probes.controls)
+        found = [builder.build(name) for name in dict.fromkeys(probes.names)]
     divisor = math.lcm(LENGTHS, 2 * parallel.context_parallel_size * parallel.tensor_model_parallel_size)
     fixed = config.train.cuda_graph_impl != "none"  # layers are recorded at one length
-    return ProbeWindows(probes, tokenizer, config.is_masked, config.data.sequence_length, divisor, fixed)
+    return ProbeWindows(found, tokenizer, config.is_masked, config.data.sequence_length, divisor, fixed)
 
 
 def probe_lines(probes: Iterable[ComparedWindows]) -> Iterator[str]:
