@@ -14,8 +14,8 @@ import pytest
 from dnapretrain.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md", "in-loop-probes.md")
-VERBS = {"in-loop-probes": "pretrain"}
+PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md", "in-loop-probes.md", "attention.md")
+VERBS = {"in-loop-probes": "pretrain", "attention": "evaluate"}
 """Of pages that are not called as theirs."""
 QUICK = {"pretrain": ["train.train_steps=4", "optim.lr_warmup_steps=1", "log.log_interval=4", "data.probes.sites=2"]}
 """A model to run on, not to be judged; everything else runs as it stands."""
@@ -65,11 +65,11 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
                 num_compared += 1
                 lines = without_numbers(said.err + said.out)
                 assert [line for line in lines if line in without_numbers(wanted)] == without_numbers(wanted), said
-    assert num_compared == 9
+    assert num_compared == 10
     pictures = {
         name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
     }
-    assert pictures == dict.fromkeys(("embed.png", "probe.png", "score.png", "benchmark.png", "in-loop-probes.png"), b"\x89PNG")
+    assert pictures == dict.fromkeys(("embed.png", "probe.png", "score.png", "benchmark.png", "in-loop-probes.png", "attention.png"), b"\x89PNG")
 
 
 def page_text(page: str) -> str:

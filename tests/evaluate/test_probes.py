@@ -21,6 +21,7 @@ from dnapretrain.data.sampling.probe_windows import ProbeWindows
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.evaluate.probes import pair_figures, result_lines, strand_figures, summarise_probes
+from dnapretrain.report.history import read_log
 
 MOTIF = "CCAGGAGGACC"
 """Stands before every start codon of the planted genome, and nowhere else."""
@@ -134,36 +135,36 @@ def test_equals_window_by_window_under_every_layout(ranks, tiny_config, planted,
     [(alone, one_by_one)] = ranks.run(1, asked, tree=next(trees))
     assert len(alone) > 90 and alone == pytest.approx(one_by_one, abs=2e-4)
     assert len(set(alone.round(6))) > 60
-    for (world_size, _), tree in zip(LAYOUTS if model == "decoder" else LAYOUTS[:3], trees, strict=False):
+    count = {"decoder": 4, "encoder": 3}.get(model, 1)
+    for (world_size, _), tree in zip(LAYOUTS[:count], trees, strict=False):
         for nats, _ in ranks.run(world_size, asked, tree=tree):
             assert nats == pytest.approx(alone, abs=2e-4)
 
 
-def learned(env, store, tree, until):
+def logged(env, store, tree):
     trainer, *_ = training.begin(env, store, tree)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         trainer.evaluate()
-        while trainer.position.step < until:
-            trainer.train_step(trainer.next_batches())
+        trainer.train_step(trainer.next_batches())
         trainer.evaluate()
         trainer.log.close()
-    return printed.getvalue()
+    return printed.getvalue(), [chunk.training for chunk in trainer.chunks]
 
 
-def test_a_tiny_model_learns_what_was_planted(ranks, tiny_config, planted):
-    settings = {"data.train": str(planted / "genome"), "data.split": {"by": "none"}, "optim.lr": 6e-3, "data.sequence_length": 48}
-    tree = with_probes(
-        tiny_config("learns", **settings), planted, window_length=48, sites=60, names=["start_codon", "start_frame", "stop_frame"]
-    )
-    tree["train"].update(train_steps=120, global_batch_size=8, micro_batch_size=8)
-    [said] = ranks.run(1, learned, tree=tree, until=120)
-    records = [json.loads(line) for line in (Path(tree["train"]["run_dir"]) / "log.jsonl").read_text().splitlines()]
+def test_a_run_asks_at_every_evaluation(ranks, tiny_config, planted):
+    names = ["start_codon", "splice_donor", "reverse_complement"]
+    tree = with_probes(tiny_config("logs", **{"log.tensorboard": True}), planted, window_length=30, names=names)
+    [(said, training_again)] = ranks.run(1, logged, tree=tree)
+    run_dir = Path(tree["train"]["run_dir"])
+    records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     before, after = (record for record in records if record["kind"] == "probes")
-    assert (before["step"], after["step"]) == (0, 120) and after["seconds"] > 0
-    assert 0.2 < before["results"]["start_codon"]["share"] < 0.8
-    assert after["results"]["start_codon"]["share"] > 0.95 and after["results"]["start_codon"]["mean_bits"] > 3
-    assert after["results"]["start_codon"]["control_share"] < 0.85
-    assert after["results"]["start_frame"]["share"] > 0.95 and after["results"]["stop_frame"]["share"] > 0.8
+    assert (before["step"], after["step"]) == (0, 1) and after["seconds"] > 0 and before["num_windows"] == 9 * 2 * 3
+    assert list(after["results"]) == ["start_codon", "reverse_complement"]  # there is no intron
+    assert before["results"] != after["results"]
+    assert (after["results"]["start_codon"]["num_pairs"], after["results"]["start_codon"]["num_controls"]) == (9, 9)
     start = next(record for record in records if record["kind"] == "start")
-    assert start["probes"]["start_codon"]["pairs"] == 60 and start["probes"]["start_codon"]["candidates"] == 120
-    assert "probes at step 120 |" in said and "start_codon | true one likelier in" in said
+    assert start["probes"]["start_codon"]["candidates"] == 120 and start["probes"]["splice_donor"]["pairs"] == 0
+    assert "probes at step 1 | 54 windows, 1,674 tokens |" in said and "start_codon | true one likelier in" in said
+    assert training_again == [True]
+    assert any("tfevents" in path.name for path in (run_dir / "tensorboard").iterdir())
+    assert [record["step"] for record in read_log(run_dir).probes] == [0, 1]
