@@ -1,9 +1,9 @@
 """How much attention of each layer and head falls on the tokens of each class of bases (CDS, intron, ...), of a Hugging Face folder.
 
 share: of all attention that goes to tokens of bases, the part on a class; a token that lies in several classes counts in each by its
-bases. expected: the same if every token attended evenly to all that it sees; so of an encoder, the share of tokens, and of a decoder the
-share of those before. enrichment = share / expected. Special tokens attend like others; what falls on them is left out, and told apart
-(many heads rest there). confident: shares of pairs of tokens with attention above CONFIDENT, as in Vig et al. 2021 (arXiv:2006.15222).
+bases. expected: the same if every token attended evenly to all that it sees. enrichment = share / expected. Tokens that see one class
+only have no choice, and are not asked. Special tokens attend like others; what falls on them is left out, and told apart (many heads
+rest there). confident: shares of pairs of tokens with attention above CONFIDENT, as in Vig et al. 2021 (arXiv:2006.15222).
 
 Encoders read the sequence as it is, without masks. Attention is [heads, S, S] for each layer: samples are read one by one.
 """
@@ -29,8 +29,8 @@ from dnapretrain.evaluate.counted import spread
 CONFIDENT = 0.3
 GROUPING = "class"
 COLUMNS = ("set", "class", "layer", "head", "share", "expected", "enrichment", "confident_share", "confident_pairs", "on_specials")
-MAX_RATIO = 4.0
-"""Where the colours of the picture end: 1/4 and 4 times what is expected."""
+RATIOS = (1.25, 4.0)
+"""The colours of the picture end at the largest ratio, which is taken to be at least and at most this; and at one over it."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,28 @@ class _Sums:
         seen_SS = torch.ones(len(bases_S), len(bases_S), dtype=torch.float64, device=counts_SC.device)
         seen_SS = (seen_SS.tril() if is_causal else seen_SS) * is_base_S[None]
         seen_SS = seen_SS / seen_SS.sum(dim=1, keepdim=True).clamp(min=1)
-        self.even_C = self.even_C + (seen_SS.sum(dim=0) @ part_SC).cpu()
         weights = [layer[0].double() for layer in attentions]
         by_key_LHS = torch.stack([layer.sum(dim=1) for layer in weights])
+        self.all_LH = self.all_LH + by_key_LHS.sum(dim=-1).cpu()
+        self.specials_LH = self.specials_LH + (by_key_LHS * (1 - is_base_S)).sum(dim=-1).cpu()
+        even_SC = seen_SS @ part_SC
+        can_choose_S = (even_SC > 0).sum(dim=1) > 1
+        weights = [layer[:, can_choose_S] for layer in weights]
+        by_key_LHS = torch.stack([layer.sum(dim=1) for layer in weights])
         sure_LHS = torch.stack([(layer > CONFIDENT).double().sum(dim=1) for layer in weights]) * is_base_S
+        self.even_C = self.even_C + even_SC[can_choose_S].sum(dim=0).cpu()
         self.on_LHC = self.on_LHC + (by_key_LHS @ part_SC).cpu()
         self.confident_LHC = self.confident_LHC + (sure_LHS @ part_SC).cpu()
         self.pairs_LH = self.pairs_LH + sure_LHS.sum(dim=-1).long().cpu()
-        self.all_LH = self.all_LH + by_key_LHS.sum(dim=-1).cpu()
-        self.specials_LH = self.specials_LH + (by_key_LHS * (1 - is_base_S)).sum(dim=-1).cpu()
 
     def shares(self, classes: tuple[str, ...] | Any, num_samples: int) -> AttentionShares:
         """What they say."""
         kept = np.flatnonzero(self.even_C.numpy() > 0)
+        if not len(kept):
+            raise ConfigError(
+                f"no token of {num_samples} samples sees two classes. Raise --attention-samples or data.sequence_length, or give other "
+                "--regions."
+            )
         on_CLH, sure_CLH = (values.permute(2, 0, 1).numpy()[kept] for values in (self.on_LHC, self.confident_LHC))
         pairs_LH = self.pairs_LH.numpy()
         even_C = self.even_C.numpy()[kept]
@@ -171,7 +180,8 @@ def draw_heat_maps(path: Path, found: dict[str, AttentionShares], title: str) ->
         figure, grid = plt.subplots(
             len(found), columns, figsize=(1.2 + 2.5 * columns, 0.9 + 2.6 * len(found)), dpi=140, layout="constrained", squeeze=False
         )
-        limit = np.log2(MAX_RATIO)
+        largest = max(float(np.abs(np.log2(np.maximum(shares.enrichment, 1e-9))).max()) for shares in found.values())
+        limit = min(max(largest, np.log2(RATIOS[0])), np.log2(RATIOS[1]))
         for (name, shares), row in zip(found.items(), grid, strict=True):
             for number, axes in enumerate(row):
                 if number >= len(shares.classes):
@@ -187,8 +197,8 @@ def draw_heat_maps(path: Path, found: dict[str, AttentionShares], title: str) ->
                 axes.set_yticks(steps, [str(step + 1) for step in steps])
                 axes.set_xlabel("head")
                 axes.set_ylabel(f"{name}: layer" if not number and len(found) > 1 else "layer" if not number else "")
-        bar = figure.colorbar(drawn, ax=grid.ravel().tolist(), ticks=[-2, -1, 0, 1, 2], pad=0.01)
-        bar.set_ticklabels(["1/4", "1/2", "1", "2", "4"])
+        bar = figure.colorbar(drawn, ax=grid.ravel().tolist(), ticks=np.linspace(-limit, limit, 5), pad=0.01)
+        bar.set_ticklabels([f"{2**tick:.2g}" for tick in np.linspace(-limit, limit, 5)])
         bar.set_label("attention over what is expected")
         figure.suptitle(title, fontsize=10.5)
         path.parent.mkdir(parents=True, exist_ok=True)

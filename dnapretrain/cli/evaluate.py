@@ -235,7 +235,7 @@ def _attention(model: Path, config: RunConfig, sets: tuple[str, ...], table: Pat
         found = attention_shares(directory, config, streams, device_of(config), num_samples)
     table.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, found)
-    draw_heat_maps(table.with_suffix(".png"), found, f"{model}: attention by class (its share of tokens)")
+    draw_heat_maps(table.with_suffix(".png"), found, f"{model}: attention by class (even attention would give)")
     return {name: {"attention": shares.summary()} for name, shares in found.items()}
 
 
@@ -300,7 +300,7 @@ def _attention_lines(found: dict[str, Any], classes: dict[str, dict[str, float]]
         most = element["most"]
         perplexity = f"perplexity {classes[name]['perplexity']:.4f} per base, " if name in classes else ""
         yield (
-            f"  {name:>{width}} | {perplexity}{element['expected']:.1%} of tokens, "
+            f"  {name:>{width}} | {perplexity}{element['expected']:.1%} of even attention, "
             f"up to {most['enrichment']:.2f} times as much attention (layer {most['layer']}, head {most['head']})"
         )
 

@@ -72,7 +72,7 @@ def probes_png(history: RunHistory, output_png: Path) -> None:
                 axes.plot(
                     line.x, line.y, style, color=color, linewidth=1.8 if style == "-" else 1.3, marker="o", markersize=2.5, label=label
                 )
-        axes.axhline(CHANCE, color=INK, linewidth=0.9, linestyle="--", zorder=1)
+        axes.axhline(CHANCE, color=INK, linewidth=1.1, linestyle="--", zorder=2.5)
         axes.plot([], [], ":", color=MUTED, label="its controls")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes.set_title("Probes: " + SHARE, loc="left", fontsize=11, fontweight="bold")

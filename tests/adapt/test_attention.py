@@ -16,6 +16,7 @@ from small_folders import FAMILIES, write_folder
 
 from dnapretrain.adapt.attention import AttentionShares, _Sums, draw_heat_maps
 from dnapretrain.cli import main
+from dnapretrain.errors import ConfigError
 
 
 def test_shares_by_hand():
@@ -41,10 +42,15 @@ def test_a_causal_model_expects_what_it_sees():
     sums = _Sums()
     sums.add([(causal / causal.sum(dim=1, keepdim=True))[None, None]], counts, is_causal=True)
     shares = sums.shares(("CDS", "intron"), 1)
-    # queries 1, 2, 3 see the CDS token alone, then two, then three tokens of bases: 1 + 1/2 + 1/3 of 3
-    assert shares.expected_C.tolist() == pytest.approx([11 / 18, 7 / 18])
-    # weights 1/2, 1/3, 1/4 on CDS and 0, 1/3, 2/4 on intron
-    assert shares.share_CLH[:, 0, 0].tolist() == pytest.approx([13 / 23, 10 / 23])
+    # queries 2 and 3 see two, then three tokens of bases, and so both classes: 1/2 + 1/3 of 2
+    assert shares.expected_C.tolist() == pytest.approx([5 / 12, 7 / 12])
+    # weights 1/3, 1/4 on CDS and 1/3, 2/4 on intron
+    assert shares.share_CLH[:, 0, 0].tolist() == pytest.approx([7 / 17, 10 / 17])
+    assert shares.specials_LH[0, 0] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    with pytest.raises(ConfigError, match=r"no token of 1 samples sees two classes"):
+        alone = _Sums()
+        alone.add([torch.ones(1, 1, 4, 4)], torch.tensor([[0, 0], [1, 0], [1, 0], [1, 0]]), is_causal=False)
+        alone.shares(("CDS", "intron"), 1)
 
 
 @pytest.fixture(scope="module")

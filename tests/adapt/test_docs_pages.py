@@ -69,7 +69,9 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
     pictures = {
         name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
     }
-    assert pictures == dict.fromkeys(("embed.png", "probe.png", "score.png", "benchmark.png", "in-loop-probes.png", "attention.png"), b"\x89PNG")
+    assert pictures == dict.fromkeys(
+        ("embed.png", "probe.png", "score.png", "benchmark.png", "in-loop-probes.png", "attention.png"), b"\x89PNG"
+    )
 
 
 def page_text(page: str) -> str:
