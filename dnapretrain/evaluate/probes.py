@@ -53,9 +53,10 @@ def window_nats(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float64]:
     """-log P of each window in nats, float64 [windows]."""
-    most = place.micro_batch_size * max(1, sequence_length // probes.sequence_length)
-    wanted = math.ceil(probes.num_samples / (place.data_parallel_size * MICROBATCHES_PER_PASS))
-    place = replace(place, micro_batch_size=min(most, wanted))
+    if probes.sequence_length < sequence_length:  # else as training has them: recorded layers know no other batches
+        most = place.micro_batch_size * (sequence_length // probes.sequence_length)
+        wanted = math.ceil(probes.num_samples / (place.data_parallel_size * MICROBATCHES_PER_PASS))
+        place = replace(place, micro_batch_size=min(most, wanted))
     sums = torch.zeros(probes.num_samples, dtype=torch.float64, device=place.device)
     reports = held_out_passes(chunks, _window_step, probes, place, probes.sequence_length, probes.num_samples, should_stop)
     for sample_ids_B, nats_B in reports:
