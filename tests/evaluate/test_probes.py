@@ -21,7 +21,6 @@ from dnapretrain.data.sampling.probe_windows import ProbeWindows
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.evaluate.probes import pair_figures, result_lines, strand_figures, summarise_probes
-from dnapretrain.report.history import read_log
 
 MOTIF = "CCAGGAGGACC"
 """Stands before every start codon of the planted genome, and nowhere else."""
@@ -167,4 +166,3 @@ def test_a_run_asks_at_every_evaluation(ranks, tiny_config, planted):
     assert start["probes"]["start_codon"]["candidates"] == 120 and start["probes"]["splice_donor"]["pairs"] == 0
     assert "probes at step 2 | 54 windows, 1,674 tokens |" in said and "start_codon | true one likelier in" in said
     assert training_again == [True]
-    assert [record["step"] for record in read_log(run_dir).probes] == [0, 2]
