@@ -81,6 +81,7 @@ def check_rules(config: RunConfig) -> None:
     _check_objective(config)
     _check_rampup(config)
     _check_split(split)
+    _check_probes(config)
     _check_stages(config)
     _check_keeping(config)
     _check_watching(config)
@@ -301,6 +302,22 @@ def _check_split(split: SplitConfig) -> None:
         raise ConfigError(f"data.split.by={split.by} holds nothing out. Set data.split.{needs}.")
     if split.valid_fraction + split.test_fraction >= 1:
         raise ConfigError("data.split.valid_fraction + data.split.test_fraction leave nothing to train on. Lower them.")
+
+
+def _check_probes(config: RunConfig) -> None:
+    probes = config.data.probes
+    if (probes.genome is None) != (probes.annotation is None):
+        given, lacks = ("genome", "annotation") if probes.annotation is None else ("annotation", "genome")
+        raise ConfigError(f"data.probes.{given} = {getattr(probes, given)} without data.probes.{lacks}. Set both, or none.")
+    if not probes.is_active:
+        return
+    least, most, window = max(24, 6 * config.probe_word), config.longest_probe_window, probes.window_length or config.probe_window
+    if not least <= window <= most:
+        key = "data.probes.window_length" if probes.window_length else "the window of data.probes"
+        raise ConfigError(
+            f"{key} = {window} is not {least} to {most} bases: a site with some bases around it, and what {config.data.sequence_length} "
+            "tokens stand for. Change it, or data.sequence_length."
+        )
 
 
 def _check_stages(config: RunConfig) -> None:

@@ -37,7 +37,7 @@ def begin(env: Any, store: Any, tree: dict[str, Any]) -> tuple[Any, Any, str]:
     config = config_from_dict(tree)
     check_world(config, env.world_size)
     platform = platforms.start(config.train.device, env)
-    data = open_data(config)
+    data = open_data(config, probes=True)
     start_groups(platform, config.parallel, config.train.seed, store)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         trainer = build_trainer(config, platform, data)

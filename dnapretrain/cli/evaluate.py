@@ -47,6 +47,13 @@ def add_evaluate(verbs: Any) -> None:
     verb.add_argument("--recovery", type=int, metavar="N", help="decoders: prompts of N samples, share of the next bases recovered")
     verb.add_argument("--prompt-bases", type=int, default=6144, metavar="N", help="longest prompt of --recovery (default 6144)")
     verb.add_argument("--recovery-bases", type=int, default=30, metavar="N", help="bases to recover (default 30)")
+    verb.add_argument(
+        "--attention",
+        type=Path,
+        metavar="TSV",
+        help="with --regions: attention on each class by layer and head, as a table and heat maps (.png beside it)",
+    )
+    verb.add_argument("--attention-samples", type=int, default=64, metavar="N", help="over N samples of each set (default 64)")
     verb.add_argument("--output", type=Path, metavar="JSON", help="write JSON there instead of printing")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(verb=_evaluate)
@@ -56,10 +63,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from dnapretrain.adapt.folder import is_hf_folder
     from dnapretrain.parallel.launch import is_launched
 
-    model, wants_more = arguments.model, arguments.baselines or arguments.recovery is not None
+    model, wants_more = arguments.model, arguments.baselines or arguments.recovery is not None or arguments.attention
     if is_launched() and (wants_more or arguments.data):
-        raise ConfigError("--data, --baselines and --recovery need one process. Run them without torchrun or srun.")
-    for name, value in (("--max-samples", arguments.max_samples), ("--recovery", arguments.recovery), ("--fit-bases", arguments.fit_bases)):
+        raise ConfigError("--data, --baselines, --recovery and --attention need one process. Run them without torchrun or srun.")
+    _check_attention(arguments.attention)
+    counts = ("max_samples", "recovery", "fit_bases", "attention_samples")
+    for name, value in ((f"--{key.replace('_', '-')}", getattr(arguments, key)) for key in counts):
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value} is below 1.")
     with tempfile.TemporaryDirectory(prefix="dnapretrain-") as temporary:
@@ -73,12 +82,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         more: Results = {}
         if arguments.recovery is not None:
             _add(more, _recovery(model, job.config, sets, arguments.recovery, arguments.prompt_bases, arguments.recovery_bases))
+        if arguments.attention:
+            _add(more, _attention(model, job.config, sets, arguments.attention, arguments.attention_samples))
         if arguments.baselines:
             _add(more, _baselines(job, sets, fit, arguments.fit_bases, arguments.max_samples))
         found = job.run(sets, arguments.max_samples, arguments.ranks, Path(temporary))
     if isinstance(found, int):
         return found
     _add(found, more)
+    for values in (
+        values for result in found.values() for classes in (result.get("regions") or {}).values() for values in classes.values()
+    ):
+        values["perplexity"] = 2 ** values["bits_per_base"]
     if arguments.output and found:
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     elif found:
@@ -203,6 +218,27 @@ def _recovery(model: Path, config: RunConfig, sets: tuple[str, ...], num_prompts
         }
 
 
+def _check_attention(table: Path | None) -> None:
+    """Raise ConfigError for a table that the pictures beside it would replace."""
+    if table is not None and table.suffix != ".tsv":
+        raise ConfigError(f"--attention {table} does not end in .tsv. Rename it; the pictures are {table.with_suffix('.png').name}.")
+
+
+def _attention(model: Path, config: RunConfig, sets: tuple[str, ...], table: Path, num_samples: int) -> Results:
+    from dnapretrain.adapt.attention import attention_shares, draw_heat_maps, write_table
+    from dnapretrain.adapt.folder import as_hf_folder
+    from dnapretrain.adapt.heldout_hf import device_of
+    from dnapretrain.data.sampling.run_data import open_data
+
+    streams = open_data(config).held_out_sets(sets)
+    with as_hf_folder(model) as directory:
+        found = attention_shares(directory, config, streams, device_of(config), num_samples)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    write_table(table, found)
+    draw_heat_maps(table.with_suffix(".png"), found, f"{model}: attention by class (even attention would give)")
+    return {name: {"attention": shares.summary()} for name, shares in found.items()}
+
+
 def _baselines(job: _Job, sets: tuple[str, ...], fit: Path | None, fit_bases: int, max_samples: int | None) -> Results:
     from dnapretrain.data.sampling.run_data import open_data
     from dnapretrain.data.shards.shard import open_shard
@@ -242,6 +278,8 @@ def _lines(results: Results) -> Iterator[str]:
         counted = f"over {result['num_targets']:,} tokens of {result['num_bases']:,} bases"
         yield f"{name}: loss {result['loss']:.4f}, {bits}, accuracy {result['accuracy']:.4f} {counted}"
         yield from region_lines(result.get("regions"))
+        if "attention" in result:
+            yield from _attention_lines(result["attention"], (result.get("regions") or {}).get("class", {}))
         if "baselines" in result:
             yield from _baseline_lines(result["baselines"])
         if "recovery" in result:
@@ -252,6 +290,19 @@ def _lines(results: Results) -> Iterator[str]:
                 f"  recovered {found['base_accuracy']:.4f} of the next {found['num_bases']} bases{kmers} of {found['num_prompts']} prompts "
                 f"of {found['prompt_bases']:,} bases{left_out}"
             )
+
+
+def _attention_lines(found: dict[str, Any], classes: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Perplexity of each class, and the head that looks at it most."""
+    yield f"  attention by class, {found['num_samples']} samples:"
+    width = max(map(len, found["elements"]))
+    for name, element in found["elements"].items():
+        most = element["most"]
+        perplexity = f"perplexity {classes[name]['perplexity']:.4f} per base, " if name in classes else ""
+        yield (
+            f"  {name:>{width}} | {perplexity}{element['expected']:.1%} of even attention, "
+            f"up to {most['enrichment']:.2f} times as much attention (layer {most['layer']}, head {most['head']})"
+        )
 
 
 def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -68,7 +68,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         _look_at_data(config)
         return 0
     check_trackers(config.log)
-    ranks = check_before_launch(config, arguments.ranks)
+    ranks = check_before_launch(config, arguments.ranks, probes=True)
     if ranks > 1:
         return launch_local(["pretrain", str(arguments.config), *overrides], ranks)
     with StopSignals() as signals:
@@ -82,12 +82,12 @@ def _look_at_data(config: RunConfig) -> None:
     from dnapretrain.data.sampling.run_data import open_data
 
     try:
-        open_data(config)
+        open_data(config, probes=True)
     except (ConfigError, DataError) as error:
         sys.stderr.write(f"note: a run would stop here: {error}\n")
 
 
-def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
+def check_before_launch(config: RunConfig, wanted_ranks: int | None, probes: bool = False) -> int:
     """Number of ranks to start (1: this process), after every check that needs no ranks: a mistake is then reported once."""
     from dnapretrain.config_rules import check_world
     from dnapretrain.data.sampling.run_data import open_data
@@ -101,7 +101,7 @@ def check_before_launch(config: RunConfig, wanted_ranks: int | None) -> int:
         return 1
     ranks = wanted_ranks or default_ranks(config.train.device, config.parallel.model_parallel_size)
     check_world(config, ranks)
-    open_data(config)
+    open_data(config, probes)
     return ranks
 
 

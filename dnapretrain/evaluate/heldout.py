@@ -15,7 +15,7 @@ from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.errors import DataError
 from dnapretrain.evaluate.counted import token_bases
 from dnapretrain.evaluate.regions import Regions, num_region_sums, region_sums, summarise_regions
-from dnapretrain.model.batches import BatchPlace, DeviceBatch, held_out_batches
+from dnapretrain.model.batches import BatchPlace, DeviceBatch, HeldOutSamples, held_out_batches
 from dnapretrain.model.loss import NUM_TOTALS, LossFunction, forward_step
 from dnapretrain.parallel.groups import sum_over_data_parallel
 
@@ -67,21 +67,38 @@ def held_out_loss(
     `loss` is train.loss. Raises DataError where no target weighs anything.
     """
     num_samples = min(stream.num_samples, max_samples or stream.num_samples)
-    per_round = place.micro_batch_size * place.data_parallel_size
-    rounds = math.ceil(num_samples / per_round)
     totals = torch.zeros(NUM_TOTALS + 2 + num_region_sums(stream.regions), dtype=torch.float64, device=place.device)
-    bases_V = torch.from_numpy(token_bases(stream.tokenizer)).to(place.device)
+    step = partial(_counting_step, torch.from_numpy(token_bases(stream.tokenizer)).to(place.device), stream.regions, loss)
+    for report in held_out_passes(chunks, step, stream, place, sequence_length, num_samples, should_stop):
+        totals += report
+    return summarise(sum_over_data_parallel(totals), stream, loss, num_samples)
+
+
+def held_out_passes(
+    chunks: list[Any],
+    step: Callable[..., Any],
+    stream: HeldOutSamples,
+    place: BatchPlace,
+    sequence_length: int,
+    num_samples: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Any]:
+    """What `step`, in place of `forward_step`, reports of each micro-batch on the last stage, over `num_samples` samples of `stream`.
+
+    The model is in evaluation mode meanwhile. Raises EvaluationStoppedError where `should_stop` said so before a pass.
+    """
+    per_round = place.micro_batch_size * place.data_parallel_size
     for chunk in chunks:
         chunk.eval()
     stopped = False
-    for first_round in range(0, rounds, MICROBATCHES_PER_PASS):
+    for first_round in range(0, math.ceil(num_samples / per_round), MICROBATCHES_PER_PASS):
         if stopped := should_stop():
             break
         # Always whole passes: rounds beyond the end hold only samples of weight 0, and the interleaved
         # schedule needs a multiple of the pipeline size.
         first_sample = first_round * per_round
-        reports = get_forward_backward_func()(
-            forward_step_func=partial(_counting_step, bases_V, stream.regions, loss),
+        yield from get_forward_backward_func()(
+            forward_step_func=step,
             data_iterator=held_out_batches(stream, place, first_sample, MICROBATCHES_PER_PASS, num_samples),
             model=chunks,
             num_microbatches=MICROBATCHES_PER_PASS,
@@ -89,13 +106,10 @@ def held_out_loss(
             micro_batch_size=place.micro_batch_size,
             forward_only=True,
         )
-        for report in reports:
-            totals += report
     for chunk in chunks:
         chunk.train()
     if stopped:
         raise EvaluationStoppedError
-    return summarise(sum_over_data_parallel(totals), stream, loss, num_samples)
 
 
 def summarise(totals: torch.Tensor, stream: SampleStream, loss: str, num_samples: int) -> HeldOutLoss:

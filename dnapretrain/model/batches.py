@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from dnapretrain.data.sampling.lengths import TrainStream
-from dnapretrain.data.sampling.samples import Batch, SampleStream
+from dnapretrain.data.sampling.samples import Batch
 from dnapretrain.model.context_parallel import own_part
 
 
@@ -114,6 +115,17 @@ def all_of(of_samples: torch.Tensor) -> torch.Tensor:
     return of_samples
 
 
+class HeldOutSamples(Protocol):
+    """What `held_out_batches` reads: a held-out set, or the windows of probes."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that there are."""
+
+    def batch(self, sample_ids: np.ndarray) -> Batch:
+        """The samples of these ids, int64 [B], in this order."""
+
+
 Reader = Callable[[int, int], HostBatch]
 """(first sample of a global batch, index) -> this rank's micro-batch `index` of it."""
 
@@ -138,7 +150,7 @@ def direct_readers(stream: TrainStream, place: BatchPlace) -> list[Reader | None
 
 
 def held_out_batches(
-    stream: SampleStream, place: BatchPlace, first_sample: int, num_microbatches: int, num_samples: int
+    stream: HeldOutSamples, place: BatchPlace, first_sample: int, num_microbatches: int, num_samples: int
 ) -> list[Iterator[DeviceBatch | None]]:
     """The same over `num_samples` samples spread evenly over a held-out set, each of them once.
 

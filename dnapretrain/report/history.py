@@ -19,6 +19,8 @@ class RunHistory:
     train: list[dict[str, Any]] = field(default_factory=list)
     held_out: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Evaluations by name of the set."""
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    """What the zero-shot probes found, evaluation by evaluation."""
     start: dict[str, Any] = field(default_factory=dict)
     """The last start record: resolved config, paths taken, data digest."""
     starts: list[dict[str, Any]] = field(default_factory=list)
@@ -41,6 +43,7 @@ def read_log(run_dir: Path, until_step: int | None = None) -> RunHistory:
     history = RunHistory()
     train: dict[int, dict[str, Any]] = {}
     held_out: dict[str, dict[int, dict[str, Any]]] = {}
+    probes: dict[int, dict[str, Any]] = {}
     for line in path.read_text(errors="replace").splitlines():
         record = _parse(line)
         if record is None:
@@ -51,18 +54,20 @@ def read_log(run_dir: Path, until_step: int | None = None) -> RunHistory:
             history.start = record
             taken_up = record.get("step", 0)
             history.starts.append({**record, "lost_steps": sum(step > taken_up for step in train)})
-            for steps in (train, *held_out.values()):
+            for steps in (train, probes, *held_out.values()):
                 for step in [step for step in steps if step > taken_up]:
                     del steps[step]
         elif record["kind"] == "train":
             train[record["step"]] = record
+        elif record["kind"] == "probes":
+            probes[record["step"]] = record
         elif record["kind"] == "eval":
             held_out.setdefault(record["set"], {})[record["step"]] = record
         else:
             history.events.append(record)
     if not train:
         raise DataError(f"{path} holds no training step.")
-    history.train = [train[step] for step in sorted(train)]
+    history.train, history.probes = ([records[step] for step in sorted(records)] for records in (train, probes))
     history.held_out = {name: [steps[step] for step in sorted(steps)] for name, steps in held_out.items() if steps}
     return history
 

@@ -13,6 +13,7 @@ from dnapretrain.report import record_sections, sections
 from dnapretrain.report.curve import loss_curve
 from dnapretrain.report.history import RunHistory, read_log
 from dnapretrain.report.pictures import panels_png
+from dnapretrain.report.probe_section import has_shares, probes, probes_png
 from dnapretrain.report.sections import Evaluation, missing, text
 from dnapretrain.report.spikes import add_loci, find_spikes
 
@@ -22,7 +23,7 @@ EVALUATION_FILE = "evaluation.json"
 
 
 def write_report(run_dir: Path, output: Path, evaluation: Path | None = None) -> list[Path]:
-    """Write the page of a run to `output`, and loss.png and panels.png beside it; the files written.
+    """Write the page of a run to `output`, and loss.png and panels.png (probes.png where it has probes) beside it; the files written.
 
     `evaluation` is what `dnapretrain evaluate RUN --baselines --output JSON` wrote; default: RUN/evaluation.json where there is one. Raises
     DataError where the run has no log, ConfigError where the evaluation cannot be read.
@@ -35,6 +36,9 @@ def write_report(run_dir: Path, output: Path, evaluation: Path | None = None) ->
     levels = {f"best count model on {name} ({best['best']})": best["best_bits_per_base"] for name, best in _baselines(found).items()}
     loss_curve(run_dir, pictures[0], levels)
     panels_png(history, pictures[1])
+    if has_shares(history):
+        pictures.append(output.parent / "probes.png")
+        probes_png(history, pictures[-1])
     return [output, *pictures]
 
 
@@ -69,6 +73,7 @@ def run_page(run_dir: Path, history: RunHistory, evaluation: Evaluation) -> str:
         sections.ladder(history, evaluation),
         section("Held-out sets", sections.held_out(history)),
         section("By class of bases", sections.regions(history)),
+        section("Probes", probes(history)),
         section("Steps", sections.panels(history)),
         section("Spikes", record_sections.spikes(spikes, count, bad_steps, reason)),
         section("Checkpoints and restarts", record_sections.events(history)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain.config import LogConfig
+from dnapretrain.evaluate.probes import Results, result_lines
 from dnapretrain.evaluate.regions import region_lines
 from dnapretrain.parallel.gpus import gpu_by_device_name
 from dnapretrain.report.tables import short_duration
@@ -153,6 +154,14 @@ class RunLog:
             f"{result['num_targets']:,} tokens predicted in {result['num_samples']:,} samples | {seconds:.1f} s"
         )
         for line in region_lines(result["regions"]):
+            self.say(line)
+
+    def probes(self, step: int, consumed_tokens: int, results: Results, num_windows: int, num_tokens: int, seconds: float) -> None:
+        """Record and print what the probes found, and what they cost."""
+        counts = {"num_windows": num_windows, "num_tokens": num_tokens, "seconds": seconds}
+        self.write("probes", step=step, consumed_tokens=consumed_tokens, results=results, **counts)
+        self.say(f"probes at step {step} | {num_windows:,} windows, {num_tokens:,} tokens | {seconds:.1f} s")
+        for line in result_lines(results):
             self.say(line)
 
     def close(self) -> None:

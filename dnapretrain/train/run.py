@@ -55,7 +55,7 @@ def pretrain(config: RunConfig, signals: StopSignals | None = None) -> Trainer:
     check_world(config, platform.world_size)
     check_trackers(config.log)
     start_up.end_of("device")
-    data = open_data(config)
+    data = open_data(config, probes=True)
     start_up.end_of("data")
     lock = RunLock(config.train.run_dir)
     try:
@@ -134,6 +134,7 @@ def build_trainer(
         schedule=schedule,
         stream=data.train,
         held_out=data.held_out,
+        probes=data.probes,
         place=batch_place(config, platform, data.tokenizer.pad_id),
         vocab_size=data.tokenizer.vocab_size,
         bases_per_token=data.tokenizer.bases_per_token,

@@ -8,6 +8,7 @@ from typing import Any
 
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import length_stages
+from dnapretrain.data.sampling.probe_windows import probe_lines
 from dnapretrain.data.sampling.run_data import RunData
 from dnapretrain.model.counts import FLOPS_FORMULA
 from dnapretrain.model.kernels import kernel_paths
@@ -47,6 +48,7 @@ def log_start(
         data=data.train.report(),
         data_digest=data.train.digest,
         regions=region_files,
+        probes={probe.name: probe.report for probe in data.probes.probes} if data.probes else None,
         flops_formula=FLOPS_FORMULA,
         peak=peak,
         resumed_from=str(resume_from) if resume_from else None,
@@ -70,6 +72,8 @@ def log_start(
         log.say(f"{'length':>14}: {line}")
     for line in _data_lines(data):
         log.say(f"{'data':>14}: {line}")
+    for line in probe_lines(data.probes.probes if data.probes else ()):
+        log.say(f"{'probes':>14}: {line}")
     for file in region_files:
         left_out = f", {len(file['names_left_out'])} left out: no such contig" if file["names_left_out"] else ""
         log.say(f"{'regions':>14}: {file['name']}: {file['path']}, {file['names']} contigs{left_out}")

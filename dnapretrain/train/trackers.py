@@ -34,7 +34,12 @@ def check_trackers(log: LogConfig) -> None:
 
 
 def scalars(kind: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What of a record is shown as a curve: name and value. Held-out sets are `SET/bits_per_base`, classes `SET/GROUPING/CLASS`."""
+    """What of a record is shown as a curve: name and value. Held-out sets are `SET/bits_per_base`, classes `SET/GROUPING/CLASS`, probes
+    `probes/PROBE/share`."""
+    if kind == "probes":
+        for name, figures in fields["results"].items():
+            yield from ((f"probes/{name}/{key}", float(value)) for key, value in figures.items() if isinstance(value, float))
+        return
     prefix, keys = ("train", TRAIN_KEYS) if kind == "train" else (str(fields.get("set")), EVAL_KEYS)
     for key in keys:
         if isinstance(value := fields.get(key), (int, float)):
@@ -63,7 +68,7 @@ class Trackers:
             try:
                 if kind == "start":
                     self._open[name] = self._tensorboard(fields) if name == "TensorBoard" else self._wandb(fields)
-                elif kind in ("train", "eval"):
+                elif kind in ("train", "eval", "probes"):
                     self._send(name, int(fields["step"]), dict(scalars(kind, fields)))
             except Exception as error:  # whatever a tracker does, the run goes on
                 del self._open[name]

@@ -16,8 +16,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream
+from dnapretrain.data.sampling.probe_windows import ProbeWindows
 from dnapretrain.data.sampling.samples import SampleStream
 from dnapretrain.evaluate.heldout import EvaluationStoppedError, HeldOutLoss, held_out_loss
+from dnapretrain.evaluate.probes import probe_results
 from dnapretrain.model.batches import BatchPlace, DeviceBatch, direct_readers, step_batches
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.model.loss import NUM_TOTALS, forward_step
@@ -46,6 +48,7 @@ class Trainer:
     schedule: OptimizerParamScheduler
     stream: TrainStream
     held_out: dict[str, SampleStream]
+    probes: ProbeWindows | None
     place: BatchPlace
     vocab_size: int
     bases_per_token: int
@@ -234,12 +237,26 @@ class Trainer:
                 )
             except EvaluationStoppedError:
                 self.log.say(f"evaluation at step {step} broken off")
-                break
+                return results
             seconds = time.perf_counter() - started
             results[name] = result
             self.saver.note_loss(name, step, result.loss)
             self.log.evaluation(name, step, self.position.consumed_tokens, result.__dict__, seconds)
+        self._probe(self.probes)
         return results
+
+    def _probe(self, probes: ProbeWindows | None) -> None:
+        if probes is None:
+            return
+        started = time.perf_counter()
+        length, loss = self.config.data.sequence_length, self.config.train.loss
+        try:
+            results = probe_results(self.chunks, probes, self.place, length, loss, should_stop=lambda: bool(self.stop.agreed()))
+        except EvaluationStoppedError:
+            self.log.say(f"probes at step {self.position.step} broken off")
+            return
+        seconds = time.perf_counter() - started
+        self.log.probes(self.position.step, self.position.consumed_tokens, results, probes.num_samples, probes.num_tokens, seconds)
 
     def _nothing_to_do(self, last_step: int) -> None:
         self.log.say(f"nothing to do: step {self.position.step} of {last_step} is reached (train.train_steps, train.stop_at_step)")

@@ -14,11 +14,19 @@ import pytest
 from dnapretrain.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md", "generate.md")
-VERBS = {"generate.md": ("generate", "finetune", "design", "check-cds", "recovery")}
+PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md", "generate.md", "in-loop-probes.md", "attention.md")
+VERBS = {
+    "generate.md": ("generate", "finetune", "design", "check-cds", "recovery"),
+    "in-loop-probes.md": ("pretrain",),
+    "attention.md": ("evaluate",),
+}
 """Whose options a page names, where it is not the one it is called as."""
-PICTURES = ("embed", "probe", "score", "benchmark", "generate-cds", "generate-design", "generate-recovery")
+PICTURES = (
+    *("embed", "probe", "score", "benchmark", "generate-cds", "generate-design", "generate-recovery"),
+    *("in-loop-probes", "attention"),
+)
 QUICK = {"pretrain": ["train.train_steps=4", "optim.lr_warmup_steps=1", "log.log_interval=4"]}
+FEW_PROBES = ["data.probes.sites=2"]
 """A model to run on, not to be judged; everything else runs as it stands."""
 
 
@@ -55,7 +63,15 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
         for (program, verb, *arguments), wanted in commands(page):
             assert program == "dnapretrain"
             if verb == "pretrain":  # in a process of its own: it changes torch for good
-                command = [sys.executable, "-m", "dnapretrain", verb, *arguments, *QUICK[verb]]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "dnapretrain",
+                    verb,
+                    *arguments,
+                    *QUICK[verb],
+                    *(FEW_PROBES if "probes" in arguments[0] else []),
+                ]
                 environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 assert done.returncode == 0, done.stderr
@@ -66,7 +82,7 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
                 num_compared += 1
                 lines = without_numbers(said.err + said.out)
                 assert [line for line in lines if line in without_numbers(wanted)] == without_numbers(wanted), said
-    assert num_compared == 14
+    assert num_compared == 16
     pictures = {
         name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
     }

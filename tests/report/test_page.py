@@ -277,3 +277,45 @@ def test_ticks_and_durations():
     assert nice_ticks(1.91, 1.97) == [1.91, 1.92, 1.93, 1.94, 1.95, 1.96, 1.97]
     assert nice_ticks(3, 3) == [3]
     assert [short_duration(value) for value in (5, 65, 7325, 200_000)] == ["5 s", "1 min 5 s", "2 h 2 min", "2 d 7 h"]
+
+
+def test_probes_of_a_run_are_a_section_and_a_picture(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+
+    def found(number: int) -> dict:
+        share = 0.5 + number / 100
+        figures = {
+            "share": share,
+            "mean_bits": 0.25,
+            "num_pairs": 200,
+            "control_share": 0.55,
+            "control_mean_bits": 0.1,
+            "num_controls": 198,
+        }
+        silent = {**figures, "share": 0.61, "control_share": None, "control_mean_bits": None, "num_controls": 0}
+        strands = {"correlation": 0.9123, "mean_abs_difference": 0.0345, "num_pairs": 100}
+        results = {"start_codon": figures, "synonymous": silent, "reverse_complement": strands}
+        return {
+            "kind": "probes",
+            "step": number,
+            "consumed_tokens": 1,
+            "num_windows": 1200,
+            "num_tokens": 9,
+            "seconds": 2.0,
+            "results": results,
+        }
+
+    records = [{"kind": "start", "step": 0}, step(10), found(10), step(20), found(20), {"kind": "start", "step": 10}, step(20), found(20)]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [record["step"] for record in read_log(run).probes] == [10, 20]  # what an abandoned start logged is replaced
+    paths = write_report(run, out / "r.html")
+    said = text_of((out / "r.html").read_text())
+    assert "start codon 70.0% +0.250 55.0% +0.100 200 198" in said and "synonymous 61.0% +0.250 - - 200 0" in said
+    assert "correlation 0.9123, on average 0.0345 bits per base apart" in said and "4 s for 2 evaluations" in said
+    assert paths[-1] == out / "probes.png" and paths[-1].read_bytes()[:4] == b"\x89PNG"
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "log.jsonl").write_text(json.dumps(step(1)) + "\n")
+    assert "probes.png" not in [path.name for path in write_report(without, without / "r.html")]
+    assert "No probes: set data.probes.genome" in text_of((without / "r.html").read_text())

@@ -24,6 +24,8 @@ EVAL = {
 def test_what_is_sent():
     assert dict(scalars("eval", EVAL)) == {"valid/loss": 1.3, "valid/bits_per_base": 1.9, "valid/accuracy": 0.4, "valid/class/CDS": 1.8}
     assert dict(scalars("train", {"step": 3, "loss": 1.0, "mfu": None, "updated": True, "lr": 0.1})) == {"train/loss": 1.0, "train/lr": 0.1}
+    results = {"start_codon": {"share": 0.7, "control_share": None, "num_pairs": 9}}
+    assert dict(scalars("probes", {"step": 3, "results": results})) == {"probes/start_codon/share": 0.7}
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ class Extraction:
                     bases, _ = read_bases(self.genome, region)
                     start, end = region.span
                     locus = f"{self.genome.name}:{contig.name}:{start + 1}-{end}({region.strand})"
-                    check.add(bases.tobytes(), self._code(cds), transcript.id, locus, cds.exception)
+                    check.add(bases.tobytes(), self.code_of(cds), transcript.id, locus, cds.exception)
         if check.share is not None and check.share < MIN_VALID_SHARE and not self.settings.force:
             raise DataError(
                 f"{self.path}: in {self.genome.shard.prefix} only {check.valid} of {check.complete} complete coding sequences begin with a "
@@ -189,7 +189,8 @@ class Extraction:
             )
         return check
 
-    def _code(self, cds: Cds) -> int:
+    def code_of(self, cds: Cds) -> int:
+        """The genetic code of a coding sequence. Raises DataError for one that is none of NCBI's."""
         if cds.table is not None and cds.table not in START_CODONS:
             raise DataError(f"{self.path}: line {cds.line}: transl_table={cds.table} is not one of NCBI's genetic codes. Mend it")
         return cds.table or self.settings.genetic_code

@@ -9,12 +9,13 @@ import numpy as np
 
 from dnapretrain.config import RunConfig
 from dnapretrain.data.sampling.lengths import TrainStream, train_stream
+from dnapretrain.data.sampling.probe_windows import ProbeWindows, open_probes
 from dnapretrain.data.sampling.region_groups import open_regions
 from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
 from dnapretrain.data.tokens.tokenizers import Tokenizer, build_tokenizer
 from dnapretrain.errors import ConfigError
 
-PROBES = 64
+LOOKED_AT = 64
 """Samples of each set that are looked at before a run starts."""
 
 
@@ -25,6 +26,8 @@ class RunData:
     tokenizer: Tokenizer
     train: TrainStream
     held_out: dict[str, SampleStream]
+    probes: ProbeWindows | None = None
+    """Only where they were asked for, and data.probes asks for any."""
 
     def held_out_sets(self, names: Sequence[str]) -> dict[str, SampleStream]:
         """The held-out sets of these names, or all. Raises ConfigError for a name that is not there."""
@@ -35,19 +38,21 @@ class RunData:
         return {name: self.held_out[name] for name in names or tuple(self.held_out)}
 
 
-def open_data(config: RunConfig) -> RunData:
-    """Open the shards and check that they yield samples. Raises DataError and ConfigError."""
+def open_data(config: RunConfig, probes: bool = False) -> RunData:
+    """Open the shards and check that they yield samples, and the genes of data.probes where they are to be asked. Raises DataError and
+    ConfigError."""
     tokenizer = build_tokenizer(config.tokenizer)
-    data = RunData(tokenizer, train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer))
+    streams = train_stream(config.data_by_samples(), tokenizer), held_out_streams(config.data, tokenizer)
+    data = RunData(tokenizer, *streams, open_probes(config, tokenizer) if probes else None)
     open_regions(config.data.regions, data.held_out)
-    streams: list[TrainStream | SampleStream] = [data.train, *data.held_out.values()]
-    for stream in streams:
-        probes = np.linspace(0, stream.num_samples - 1, num=min(PROBES, stream.num_samples)).astype(np.int64)
-        if not any(stream.batch(probe).loss_mask.any() for probe in probes[:, None]):  # each by itself: lengths may differ
+    every: list[TrainStream | SampleStream] = [data.train, *data.held_out.values()]
+    for stream in every:
+        ids = np.linspace(0, stream.num_samples - 1, num=min(LOOKED_AT, stream.num_samples)).astype(np.int64)
+        if not any(stream.batch(one).loss_mask.any() for one in ids[:, None]):  # each by itself: lengths may differ
             raise ConfigError(
-                f"none of {len(probes)} samples of set '{stream.name}' has a base with a loss weight above 0 "
+                f"none of {len(ids)} samples of set '{stream.name}' has a base with a loss weight above 0 "
                 f"(data.lowercase_weight = {config.data.lowercase_weight:g}). Is it all in lower case? Raise data.lowercase_weight."
             )
-    if config.train.eval_interval and not data.held_out:
+    if config.train.eval_interval and not data.held_out and not config.data.probes.is_active:
         raise ConfigError(f"train.eval_interval = {config.train.eval_interval}, but nothing is held out. Set data.split or data.valid.")
     return data
