@@ -51,6 +51,7 @@ MEGATRON_FILES = {
     "dnapretrain/train/optimizer.py",
     "dnapretrain/train/run.py",
     "dnapretrain/train/save_plan.py",
+    "dnapretrain/train/load_shares.py",
     "dnapretrain/train/save_shares.py",
     "dnapretrain/train/step_kernels.py",
     "dnapretrain/train/trainer.py",
