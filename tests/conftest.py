@@ -90,14 +90,6 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
     return build
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stays in one process under `pytest -n --dist loadgroup`: tests that use the pool of ranks, which are several processes
-    themselves, and the tests of one file, which share what they have made."""
-    for item in items:
-        uses_ranks = "ranks" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ranks" if uses_ranks else str(item.path)))
-
-
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say aloud what was not tested for want of data or hardware."""
     skipped = terminalreporter.stats.get("skipped", [])
