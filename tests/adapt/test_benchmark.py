@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,27 +182,54 @@ def test_baselines_of_numbers(folder):
     assert scores(cnn)["pearson"] > 0.5 and scores(cnn)["r2"] > 0 and about["valid_pearson"] > 0.5
 
 
-def test_folds_in_processes_are_those_of_one_process(folder, tmp_path, monkeypatch):
-    """Two folds at the same time give what one process gives, fold by fold and all at once."""
-    rows, judged = table(40, 1), table(20, 2)
-    changes = {"epochs": 1, "num_folds": 2, "num_bootstrap": 10, "lr": 1e-3}
-    task = TaskTables(SuiteTask("small", "mcc", changes, {}), rows, None, judged, (), {})
-    settings = BenchmarkSettings(seeds=(1,), baselines=())
+def small_task(changes):
+    changes = {"num_bootstrap": 10, **changes}
+    return TaskTables(SuiteTask("small", "mcc", changes, {}), table(60, 1), table(20, 2), table(20, 3), (), {})
+
+
+def test_folds_one_by_one_are_those_of_one_call(folder, tmp_path):
+    task, settings, said = small_task({"epochs": 1, "num_folds": 2, "lr": 1e-3}), BenchmarkSettings(seeds=(1,)), []
     units = [Unit(task, "hf", 1, fold, folder=folder, digest="d") for fold in (0, 1)]
-    threads, said = torch.get_num_threads(), []
+    alone = run_units(units, tmp_path / "alone", settings, 1, said.append)
+    whole = run_finetune(folder, task.train, None, task.test, tmp_path / "whole", settings.of_task(task.task, 1, False), shared={})
+    assert [list(one) for one in alone] == [["seed_1_fold_0"], ["seed_1_fold_1"]]
+    assert {run["name"]: run["test"] for run in whole["runs"]} == alone[0] | alone[1]
+    assert (
+        "small: hf, seed 1, fold 1: mcc" in said[1] and (tmp_path / "alone" / "hf" / "small" / "seed_1" / "fold_1" / "done.json").is_file()
+    )
+
+
+def test_processes_give_what_one_gives(tmp_path, monkeypatch):
+    task, settings, said = small_task({}), BenchmarkSettings(), []
+    units = [Unit(task, "cnn", seed, baseline="cnn") for seed in (1, 2)]
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     together = run_units(units, tmp_path / "together", settings, 2, said.append)
     torch.set_num_threads(1)
     alone = run_units(units, tmp_path / "alone", settings, 1, said.append)
-    whole = run_finetune(folder, rows, None, judged, tmp_path / "whole", settings.of_task(task.task, 1, False), shared={})
     torch.set_num_threads(threads)
-    assert together == alone and [list(one) for one in alone] == [["seed_1_fold_0"], ["seed_1_fold_1"]]
-    assert {run["name"]: run["test"] for run in whole["runs"]} == alone[0] | alone[1]
-    assert sorted(said[:2]) == said[2:] and "hf, seed 1, fold 1: mcc" in said[3]
+    assert together == alone and together[0] != together[1] and sorted(said[:2]) == said[2:]
+    written = [json.loads((tmp_path / where / "cnn" / "small" / "seed_2" / "result.json").read_text()) for where in ("together", "alone")]
+    assert written[0] == written[1]  # the loss of the best epoch too
     monkeypatch.setattr("dnapretrain.adapt.benchmark_jobs.run_unit", None)
     assert run_units(units, tmp_path / "together", settings, 2, said.append) == together  # kept
     with pytest.raises(ConfigError, match="jobs = 0"):
         run_units(units, tmp_path / "together", settings, 0, said.append)
+
+
+def test_a_killed_process_is_said(tmp_path):
+    """A unit whose process ends at once: no result, and a way out."""
+    task = replace(small_task({}), notes=(Exits(),))
+    units = [Unit(task, "cnn", seed, baseline="cnn") for seed in (1, 2)]
+    with pytest.raises(ConfigError, match=r"one of 2 jobs was killed .* fewer --jobs"):
+        run_units(units, tmp_path, BenchmarkSettings(), 2, lambda line: None)
+
+
+class Exits:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
 
 
 def test_over_seeds_and_folds():
@@ -297,7 +326,7 @@ def test_a_series_of_checkpoints(folder, data, tmp_path, capsys):
     assert [(one["name"], one["consumed_tokens"]) for one in result["series"]] == [("mine step 20", 10240), ("mine step 100", 51200)]
     contestants = result["tasks"][0]["contestants"]
     assert list(contestants) == ["mine step 20", "mine step 100", "mine (random weights)", "tokens of mine"]
-    assert contestants["mine step 20"] == contestants["mine step 100"] != contestants["mine (random weights)"]  # the same weights
+    assert contestants["mine step 20"] == contestants["mine step 100"]  # the same weights
     assert (tmp_path / "out" / "benchmark-curve.png").read_bytes()[:4] == b"\x89PNG"
     for given, message in (("20,30", "no finished checkpoint of step 30; it has 20, 100"), ("last", "neither 'all' nor steps")):
         assert main([*arguments, "--checkpoints", given]) == 2 and message in capsys.readouterr().err
