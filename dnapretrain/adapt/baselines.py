@@ -189,8 +189,8 @@ def convolution_baseline(
     model, metric = DilatedConvolutions(target.num_outputs), DEFAULT_METRIC[target.task]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     scale = Scale.of(target.truth(parts.train)) if target.task == "regression" else None
-    truth = torch.tensor(np.array(target.truth(parts.train)))
-    truth = truth if scale is None else ((truth - scale.mean) / scale.deviation).float()
+    labels = np.array(target.truth(parts.train))
+    truth = torch.tensor(labels if scale is None else ((labels - scale.mean) / scale.deviation).astype(np.float32))
     valid_truth = target.truth(parts.valid)
     stopper, best = Stopper(patience), copy.deepcopy(model.state_dict())
     for epoch in range(epochs):

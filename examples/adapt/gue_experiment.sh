@@ -1,12 +1,13 @@
 #!/bin/sh
 # Does pretraining help? Written down before the first run: tasks, models, seeds and settings do not change after it.
 #
-# Models: the two of gue_pretrain.sh, at their last step (decoder 2,500, encoder 1,000 steps of 32 samples). Tasks (GUE; dev is the test table where GUE's own is not on disk): prom/prom_core_tata, mouse/2,
-# mouse/3, tf/3, each with at most 1,000 rows of a table, drawn at random: few labels, for two CPU cores.
+# Models: the two of gue_pretrain.sh, at their last step (decoder 2,500, encoder 1,000 steps of 32 samples). Tasks (GUE; dev is the test table where
+# GUE's own is not on disk): prom/prom_core_tata, mouse/2, mouse/3, tf/3, each with at most 1,000 rows of a table, drawn at random: few labels, for two
+# CPU cores.
 # Contestants: each model, the same architecture from random weights, k-mer logistic regression, pooled one-hot tokens, convolutions.
 # Seeds 1 to 5. Metric: MCC. Pretraining helps on a task if the 95 % interval of the mean over seeds lies above that of random weights.
-# All four tasks are reported, whatever they say. The learning rate is the better of 3e-4 and 1e-3 for random weights (the decoder, by the loss of validation rows) on
-# mouse/4, which takes no part (2,000 rows, seed 1): 0.69471 against 0.69481.
+# All four tasks are reported, whatever they say. The learning rate is the better of 3e-4 and 1e-3 for random weights (the decoder, by the loss of
+# validation rows) on mouse/4, which takes no part (2,000 rows, seed 1): 0.69471 against 0.69481.
 #
 # sh examples/adapt/gue_experiment.sh GUE OUTPUT MODEL...    the same command goes on where it was stopped; JOBS=2 for two processes
 set -eu

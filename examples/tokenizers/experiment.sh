@@ -26,7 +26,7 @@ for name in "$@"; do
     esac
     [ -e "$output/$name.result.json" ] && continue
     dnapretrain pretrain "$here/decoder.yaml" "data.train=$shard" $settings "data.sequence_length=$((840 / k + 1))" \
-        "train.train_steps=$steps" "train.run_dir=$output/$name" "train.device=${DEVICE:-cpu}"
+        "train.train_steps=$steps" "optim.lr_warmup_steps=$((steps / 20))" "train.run_dir=$output/$name" "train.device=${DEVICE:-cpu}"
     dnapretrain evaluate "$output/$name" --max-samples 512 --recovery 512 --prompt-bases 816 --recovery-bases 16 --output "$output/$name.result.json"
 done
 exec python "$here/table.py" "$output"
