@@ -1,7 +1,7 @@
 """What a pretrained model has to beat: models without pretraining, trained on the same rows and judged on the same rows.
 
-kmer: logistic regression on counts of all k-mers of 1 to 6 bases. tokens: logistic regression on the mean of the one-hot tokens of
-the model's own tokenizer. cnn: dilated convolutions over one-hot bases in the manner of BPNet, trained by the same loop.
+kmer: logistic regression (numbers: ridge regression) on counts of all k-mers of 1 to 6 bases. tokens: the same on the mean of the
+one-hot tokens of the model's own tokenizer. cnn: dilated convolutions over one-hot bases in the manner of BPNet.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dnapretrain.adapt.classifier_loop import Stopper
+from dnapretrain.adapt.classifier_loop import Scale, Stopper
 from dnapretrain.adapt.encoding import Counts, SequenceEncoder
 from dnapretrain.adapt.extras import need
 from dnapretrain.adapt.tables import SequenceTable
-from dnapretrain.adapt.targets import Target
+from dnapretrain.adapt.targets import DEFAULT_METRIC, Target
 from dnapretrain.errors import ConfigError
 
 BASELINES = ("kmer", "tokens", "cnn")
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """C of logistic regression; the validation rows choose."""
+RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+"""alpha of ridge regression, of numbers less their mean over their standard deviation; the validation rows choose."""
+TASKS = ("classification", "regression")
 MAX_K = 6
 
 
@@ -43,11 +46,14 @@ class Parts:
 def run_baseline(
     name: str, parts: Parts, target: Target, encoder: SequenceEncoder | None, seed: int
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Probabilities [test rows, classes], and what was chosen. Raises ConfigError for an unknown name, and for tasks but classification."""
+    """Probabilities [test rows, classes] or numbers [test rows, columns], and what was chosen.
+
+    Raises ConfigError for an unknown name, and for tasks but those of TASKS.
+    """
     if name not in BASELINES:
         raise ConfigError(f"baseline = {name} is none of {', '.join(BASELINES)}.")
-    if target.task != "classification":
-        raise ConfigError(f"baselines are of classification; the task is {target.task}. Leave them out.")
+    if target.task not in TASKS:
+        raise ConfigError(f"baselines are of {' and '.join(TASKS)}; the task is {target.task}. Leave them out.")
     if name == "cnn":
         return convolution_baseline(parts, target, seed)
     if name == "kmer":
@@ -56,7 +62,8 @@ def run_baseline(
         raise ConfigError("baseline tokens needs a model's tokenizer. Name a model.")
     else:
         features = [token_shares(table.sequences, encoder) for table in (parts.train, parts.valid, parts.test)]
-    return _logistic(features, [np.array(target.truth(table)) for table in (parts.train, parts.valid)], target)
+    truth = [np.array(target.truth(table)) for table in (parts.train, parts.valid)]
+    return _ridge(features, truth, target) if target.task == "regression" else _logistic(features, truth, target)
 
 
 def kmer_counts(sequences: Sequence[str], max_k: int = MAX_K) -> Any:
@@ -112,6 +119,27 @@ def _logistic(features: list[Any], truth: list[NDArray[np.int64]], target: Targe
     return _all_classes(best[2], test, target), {"C": best[1], "valid_mcc": best[0], "parameters": int(best[2].coef_.size)}
 
 
+def _ridge(features: list[Any], truth: list[NDArray[np.float64]], target: Target) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Ridge regression on scaled features; the penalty by the correlation with the validation rows, the mean over the columns."""
+    linear, preprocessing = need("sklearn.linear_model", "a baseline"), need("sklearn.preprocessing", "a baseline")
+    scaler, scale = preprocessing.MaxAbsScaler().fit(features[0]), Scale.of(list(truth[0]))
+    train, valid, test = (scaler.transform(one) for one in features)
+    wanted = (truth[0] - scale.mean) / scale.deviation
+
+    def numbers(model: Any, rows: Any) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = model.predict(rows).reshape(rows.shape[0], -1) * scale.deviation + scale.mean
+        return found
+
+    best: tuple[float, float, Any] | None = None
+    for penalty in RIDGES:
+        model = linear.Ridge(alpha=penalty).fit(train, wanted)
+        value = target.scores(list(truth[1]), list(numbers(model, valid)))["pearson"]
+        if best is None or value > best[0]:
+            best = (value, penalty, model)
+    assert best is not None
+    return numbers(best[2], test), {"alpha": best[1], "valid_pearson": best[0], "parameters": int(best[2].coef_.size)}
+
+
 def _all_classes(model: Any, features: Any, target: Target) -> NDArray[np.float64]:
     """Probabilities of all classes, those too that training did not see."""
     found = np.zeros((features.shape[0], len(target.classes)))
@@ -155,34 +183,39 @@ def one_hot(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:
 def convolution_baseline(
     parts: Parts, target: Target, seed: int, epochs: int = 20, patience: int = 5, lr: float = 2e-3, batch_size: int = 64
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Train it with early stopping on the MCC of the validation rows; probabilities of the test rows."""
+    """Train it with early stopping on the MCC (correlation) of the validation rows; probabilities (numbers) of the test rows."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    model = DilatedConvolutions(len(target.classes))
+    model, metric = DilatedConvolutions(target.num_outputs), DEFAULT_METRIC[target.task]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    truth = torch.tensor(np.array(target.truth(parts.train)))
+    scale = Scale.of(target.truth(parts.train)) if target.task == "regression" else None
+    labels = np.array(target.truth(parts.train))
+    truth = torch.tensor(labels if scale is None else ((labels - scale.mean) / scale.deviation).astype(np.float32))
     valid_truth = target.truth(parts.valid)
     stopper, best = Stopper(patience), copy.deepcopy(model.state_dict())
     for epoch in range(epochs):
         model.train()
         for picked in np.array_split(random.permutation(len(truth)), max(1, len(truth) // batch_size)):
-            loss = F.cross_entropy(model(*one_hot([parts.train.sequences[row] for row in picked])), truth[picked])
+            outputs = model(*one_hot([parts.train.sequences[row] for row in picked]))
+            loss = F.cross_entropy(outputs, truth[picked]) if scale is None else F.mse_loss(outputs, truth[picked])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        value = target.scores(valid_truth, list(_probabilities(model, parts.valid.sequences, batch_size)))["mcc"]
+        value = target.scores(valid_truth, list(_outputs(model, parts.valid.sequences, batch_size, scale)))[metric]
         if stopper.better(value, epoch):
             best = copy.deepcopy(model.state_dict())
         if stopper.stop:
             break
     model.load_state_dict(best)
-    about = {"best_epoch": stopper.best_epoch + 1, "valid_mcc": stopper.best, "parameters": sum(one.numel() for one in model.parameters())}
-    return _probabilities(model, parts.test.sequences, batch_size), about
+    weights = sum(one.numel() for one in model.parameters())
+    about = {"best_epoch": stopper.best_epoch + 1, f"valid_{metric}": stopper.best, "parameters": weights}
+    return _outputs(model, parts.test.sequences, batch_size, scale), about
 
 
 @torch.no_grad()
-def _probabilities(model: DilatedConvolutions, sequences: Sequence[str], batch_size: int) -> NDArray[np.float64]:
+def _outputs(model: DilatedConvolutions, sequences: Sequence[str], batch_size: int, scale: Scale | None) -> NDArray[np.float64]:
+    """Probabilities of the classes, or with a scale numbers as they were given."""
     model.eval()
-    parts = [model(*one_hot(sequences[at : at + batch_size])).double().softmax(-1) for at in range(0, len(sequences), batch_size)]
-    found: NDArray[np.float64] = torch.cat(parts).numpy()
+    logits = torch.cat([model(*one_hot(sequences[at : at + batch_size])).double() for at in range(0, len(sequences), batch_size)])
+    found: NDArray[np.float64] = logits.softmax(-1).numpy() if scale is None else logits.numpy() * scale.deviation + scale.mean
     return found

@@ -7,7 +7,8 @@ weights is not computed again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from dnapretrain import __version__
-from dnapretrain.adapt.benchmark_runs import BenchmarkSettings, Say, TaskTables, baseline_seed, combine, model_seed
+from dnapretrain.adapt.benchmark_jobs import run_units
+from dnapretrain.adapt.benchmark_runs import BenchmarkSettings, Say, TaskTables, Unit, combine
 from dnapretrain.adapt.embedding_cache import folder_digest
-from dnapretrain.adapt.folder import as_hf_folder
+from dnapretrain.adapt.entrants import Entrant, entrants
+from dnapretrain.adapt.folder import as_hf_folder, is_encoder, load_model
 from dnapretrain.adapt.metrics import plain
 from dnapretrain.adapt.splits import leakage, overlapping_rows, window_hashes
 from dnapretrain.adapt.suites import Suite, SuiteTask, find_split, task_settings
@@ -67,11 +70,16 @@ def run_benchmark(
     output: Path,
     settings: BenchmarkSettings | None = None,
     say: Say = lambda line: None,
+    checkpoints: str | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """Run what is on disk, write `output`/benchmark.json, and return what it holds. Raises ConfigError where nothing is."""
+    """Run what is on disk, write `output`/benchmark.json, and return what it holds. Raises ConfigError where nothing is.
+
+    checkpoints: see `entrants`. jobs: seeds and folds at the same time, see `run_units`.
+    """
     settings = settings or BenchmarkSettings()
     settings.check()
-    names = model_names(models)
+    taking_part = entrants(models, checkpoints)
     found: list[TaskTables] = []
     missing: dict[str, str] = {}
     for task in tasks:
@@ -85,12 +93,17 @@ def run_benchmark(
         raise ConfigError(f"{data} has no table of {suite.title}: nothing to run. {next(iter(missing.values()), '')}.")
     output.mkdir(parents=True, exist_ok=True)
     between = shared_between(found, output / TASK_LEAKAGE)
-    cells = _cells(names, found, output, settings, say)
+    cells = _cells(taking_part, found, output, settings, jobs, say)
     result = {
         "dnapretrain": __version__,
         "suite": suite.title,
         "reference": suite.reference,
-        "models": {name: str(model) for name, model in names.items()},
+        "models": {one.name: str(one.path) for one in taking_part},
+        "series": [
+            {"name": one.name, "run": one.family, "step": one.step, "consumed_tokens": one.consumed_tokens}
+            for one in taking_part
+            if one.step is not None
+        ],
         "settings": asdict(settings),
         "tasks": [
             {
@@ -113,45 +126,44 @@ def run_benchmark(
 
 
 def _cells(
-    models: Mapping[str, Path], tasks: Sequence[TaskTables], output: Path, settings: BenchmarkSettings, say: Say
+    models: Sequence[Entrant], tasks: Sequence[TaskTables], output: Path, settings: BenchmarkSettings, jobs: int, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Task -> contestant -> what `combine` gives."""
-    cells: dict[str, dict[str, Any]] = {one.task.name: {} for one in tasks}
-
-    def put(one: TaskTables, label: str, seeds: Sequence[Mapping[str, Any]]) -> None:
-        cells[one.task.name][label] = combine(seeds, one.task.metric)
-
-    for name, model in models.items():
-        with as_hf_folder(model, say) as folder:
-            digest = folder_digest(folder)
-            kinds = [(name, False), *([(f"{name} (random weights)", True)] if settings.from_scratch else [])]
-            for one in tasks:
-                for label, scratch in kinds:
-                    put(
-                        one,
-                        label,
-                        [model_seed(folder, digest, one, label, seed, scratch, output, settings, say) for seed in settings.seeds],
-                    )
-                if "tokens" in settings.baselines:
-                    label = f"tokens of {name}"
-                    put(one, label, [baseline_seed("tokens", label, one, 0, folder, digest, output, settings, say)])
-    for baseline in [baseline for baseline in settings.baselines if baseline != "tokens"]:
-        for one in tasks:
+    with ExitStack() as exports:
+        units: list[Unit] = []
+        last = {model.family: model for model in models}
+        for model in models:
+            folder = exports.enter_context(as_hf_folder(model.path, say))
+            if jobs > 1:
+                load_model(folder, "cpu", is_encoder(folder))  # its code is in transformers' cache before processes look there
+            is_last = last[model.family] is model
+            units += [unit for one in tasks for unit in _units_of_model(one, model, folder, is_last, settings)]
+        for baseline in [baseline for baseline in settings.baselines if baseline != "tokens"]:
             seeds = settings.seeds if baseline == "cnn" else (0,)
-            put(one, baseline, [baseline_seed(baseline, baseline, one, seed, None, "", output, settings, say) for seed in seeds])
-    return cells
+            units += [Unit(one, baseline, seed, baseline=baseline) for one in tasks for seed in seeds]
+        found = run_units(units, output, settings, jobs, say)
+    cells: dict[str, dict[str, Any]] = {one.task.name: {} for one in tasks}
+    for unit, test in zip(units, found, strict=True):
+        cells[unit.task.task.name].setdefault(unit.label, []).append(test)
+    return {name: {label: combine(tests, _metric(tasks, name)) for label, tests in own.items()} for name, own in cells.items()}
 
 
-def model_names(models: Sequence[str | Path]) -> dict[str, Path]:
-    """A short name of each: that of the folder; with its parent's where two are alike. Raises ConfigError for one named twice."""
-    paths = [Path(model).resolve() for model in models]
-    if len(set(paths)) < len(paths):
-        raise ConfigError("a model is named twice.")
-    names = [path.name for path in paths]
-    names = [name if names.count(name) == 1 else f"{path.parent.name}-{name}" for name, path in zip(names, paths, strict=True)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"models {', '.join(names)} have names that are alike. Rename a folder.")
-    return dict(zip(names, (Path(model) for model in models), strict=True))
+def _metric(tasks: Sequence[TaskTables], name: str) -> str:
+    return next(one.task.metric for one in tasks if one.task.name == name)
+
+
+def _units_of_model(task: TaskTables, model: Entrant, folder: Path, is_last: bool, settings: BenchmarkSettings) -> list[Unit]:
+    """The model fine-tuned, and once for each series (with its last checkpoint) random weights and its tokens."""
+    digest = folder_digest(folder)
+    num_folds = settings.of_task(task.task, settings.seeds[0], False).num_folds
+    rounds = [(seed, fold) for seed in settings.seeds for fold in (range(num_folds) if num_folds else (None,))]
+    units = [Unit(task, model.name, seed, fold, folder=folder, digest=digest) for seed, fold in rounds]
+    if settings.from_scratch and is_last:
+        label = f"{model.family} (random weights)"
+        units += [Unit(task, label, seed, fold, from_scratch=True, folder=folder, digest=digest) for seed, fold in rounds]
+    if "tokens" in settings.baselines and is_last:
+        units.append(Unit(task, f"tokens of {model.family}", 0, baseline="tokens", folder=folder, digest=digest))
+    return units
 
 
 def shared_between(tasks: Sequence[TaskTables], cache: Path) -> list[dict[str, Any]]:

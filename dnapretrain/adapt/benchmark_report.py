@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dnapretrain.adapt.benchmark_curve import format_series
 from dnapretrain.adapt.pictures import GRID, pyplot
 from dnapretrain.report.charts import COLORS
 
@@ -42,6 +43,8 @@ def format_benchmark(result: dict[str, Any]) -> str:
     for pair in result["leakage_between_tasks"]:
         share = f"{pair['overlapping']:,} of {pair['rows']:,} test rows share 50 bases in a row with training rows of {pair['train']}"
         lines.append(f"leakage between tasks: {pair['test']}: {share}")
+    if result["series"]:
+        lines.append(format_series(result))
     if result["missing"]:
         lines.append(f"not on disk: {', '.join(result['missing'])}")
     return "\n".join(lines)

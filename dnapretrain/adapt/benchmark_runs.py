@@ -1,4 +1,4 @@
-"""One contestant on one task with one seed: its result.json, computed or as it is there already, and what several seeds give."""
+"""One contestant on one task with one seed and fold: its result.json, computed or as it is there already, and what several seeds give."""
 
 from __future__ import annotations
 
@@ -84,50 +84,71 @@ class TaskTables:
         return {name: table_digest(table) for name, table in named if table is not None}
 
 
-def _folder(output: Path, contestant: str, task: TaskTables, seed: int) -> Path:
-    return output / contestant.replace(" ", "_") / task.task.name / f"seed_{seed}"
+@dataclass(frozen=True)
+class Unit:
+    """One contestant on one task with one seed and fold: what a process computes by itself, and keeps in a folder of its own."""
+
+    task: TaskTables
+    label: str
+    """Of the contestant."""
+    seed: int
+    fold: int | None = None
+    """Where the suite has folds; None: there are none."""
+    baseline: str = ""
+    """One of BASELINES; "": the model is fine-tuned."""
+    from_scratch: bool = False
+    folder: Path | None = None
+    """Of the model; of a baseline, where it takes the model's tokenizer."""
+    digest: str = ""
+    """Of the folder's weights."""
+
+    def place(self, output: Path) -> Path:
+        """Its folder."""
+        place = output / self.label.replace(" ", "_") / self.task.task.name / f"seed_{self.seed}"
+        return place if self.fold is None else place / f"fold_{self.fold}"
+
+    def wanted(self, settings: BenchmarkSettings) -> dict[str, Any]:
+        """All that its result depends on."""
+        common = {"digests": self.task.digests, "dnapretrain": __version__}
+        if self.baseline:
+            return {"baseline": self.baseline, "seed": self.seed, "tokenizer": self.digest, **common}
+        own = settings.of_task(self.task.task, self.seed, self.from_scratch)
+        fold = {} if self.fold is None else {"fold": self.fold}
+        return {"model_digest": self.digest, "settings": plain(asdict(own)), **fold, **common}
+
+    def kept(self, output: Path, settings: BenchmarkSettings) -> dict[str, Any] | None:
+        """What was computed there, if of the same settings, data and weights."""
+        try:
+            found = json.loads((self.place(output) / DONE).read_text())
+        except (OSError, ValueError):
+            return None
+        return dict(found["test"]) if found.get("of") == json.loads(json.dumps(self.wanted(settings))) else None
 
 
-def model_seed(
-    folder: Path,
-    digest: str,
-    task: TaskTables,
-    label: str,
-    seed: int,
-    from_scratch: bool,
-    output: Path,
-    settings: BenchmarkSettings,
-    say: Say,
-) -> dict[str, Any]:
-    """Metrics of the test rows of each fold, by the model in `folder`, whose weights have that digest."""
-    place, own = _folder(output, label, task, seed), settings.of_task(task.task, seed, from_scratch)
-    wanted = {"model_digest": digest, "settings": plain(asdict(own)), "digests": task.digests, "dnapretrain": __version__}
-    if (there := _there(place, wanted)) is not None:
-        return there
+def run_unit(unit: Unit, output: Path, settings: BenchmarkSettings, say: Say) -> dict[str, Any]:
+    """Run name -> metrics of the test rows. What is in the unit's folder, of other settings or not finished, makes room."""
+    place = unit.place(output)
+    shutil.rmtree(place, ignore_errors=True)
+    test = _baseline(unit, place, settings) if unit.baseline else _model(unit, place, settings)
+    metric = unit.task.task.metric
+    fold = "" if unit.fold is None else f", fold {unit.fold}"
+    values = [run[metric]["value"] for run in test.values()]
+    say(f"{unit.task.task.name}: {unit.label}, seed {unit.seed}{fold}: {metric} {sum(values) / len(values):.4f}")
+    write_whole(place / DONE, json.dumps({"of": unit.wanted(settings), "test": plain(test)}))  # in one step: now it is done
+    return dict(plain(test))
+
+
+def _model(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str, Any]:
+    task, own = unit.task, settings.of_task(unit.task.task, unit.seed, unit.from_scratch)
+    assert unit.folder is not None
     valid = None if own.num_folds else task.valid
-    found = run_finetune(folder, task.train, valid, task.test, place, own, shared=task.shared)
-    metric = task.task.metric
-    say(f"{task.task.name}: {label}, seed {seed}: {metric} {found['summary']['test'][metric]['mean']:.4f}")
-    return _keep(place, wanted, {run["name"]: run["test"] for run in found["runs"]})
+    folds = None if unit.fold is None else (unit.fold,)
+    found = run_finetune(unit.folder, task.train, valid, task.test, place, own, shared=task.shared, folds=folds)
+    return {run["name"]: run["test"] for run in found["runs"]}
 
 
-def baseline_seed(
-    baseline: str,
-    label: str,
-    task: TaskTables,
-    seed: int,
-    folder: Path | None,
-    digest: str,
-    output: Path,
-    settings: BenchmarkSettings,
-    say: Say,
-) -> dict[str, Any]:
-    """The same of a baseline; `folder` is that of the model whose tokenizer it uses, where it uses one."""
-    place = _folder(output, label, task, seed)
-    own = task_settings(task.task, settings.changes)
-    wanted = {"baseline": baseline, "seed": seed, "tokenizer": digest, "digests": task.digests, "dnapretrain": __version__}
-    if (there := _there(place, wanted)) is not None:
-        return there
+def _baseline(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str, Any]:
+    task, own = unit.task, task_settings(unit.task.task, settings.changes)
     target = Target.of(task.train, own.task)
     train, valid = task.train, task.valid
     if valid is None:
@@ -135,31 +156,12 @@ def baseline_seed(
         [split] = make_splits(train, False, False, 0, own.valid_fraction, own.split_seed, classes)
         assert split.valid is not None
         train, valid = task.train.select(split.train.tolist()), task.train.select(split.valid.tolist())
-    encoder = classifier_encoder(folder) if folder else None
-    predicted, about = run_baseline(baseline, Parts(train, valid, task.test), target, encoder, seed)
+    encoder = classifier_encoder(unit.folder) if unit.folder else None
+    predicted, about = run_baseline(unit.baseline, Parts(train, valid, task.test), target, encoder, unit.seed)
     scores = scores_with_intervals(target, target.truth(task.test), list(predicted), own.num_bootstrap)
-    say(f"{task.task.name}: {label}, seed {seed}: {task.task.metric} {scores[task.task.metric]['value']:.4f}")
     place.mkdir(parents=True, exist_ok=True)
     (place / RESULT).write_text(json.dumps(plain({"about": about, "test": scores}), indent=1) + "\n")
-    return _keep(place, wanted, {f"seed_{seed}": scores})
-
-
-def _there(place: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """What was computed there, if of the same settings, data and weights. Else its results make room."""
-    try:
-        found = json.loads((place / DONE).read_text())
-    except (OSError, ValueError):
-        found = {}
-    if found.get("of") == json.loads(json.dumps(wanted)):
-        return dict(found["test"])
-    shutil.rmtree(place, ignore_errors=True)  # of other settings, or not finished
-    return None
-
-
-def _keep(place: Path, wanted: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """Mark the folder as done, in one step."""
-    write_whole(place / DONE, json.dumps({"of": wanted, "test": plain(test)}))
-    return dict(plain(test))
+    return {f"seed_{unit.seed}": scores}
 
 
 def combine(seeds: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:

@@ -101,10 +101,11 @@ def run_finetune(
     settings: FinetuneSettings | None = None,
     say: Say = lambda line: None,
     shared: dict[str, dict[str, int]] | None = None,
+    folds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, write `output`/result.json and the models of all seeds and folds; returns what the JSON holds.
 
-    shared: what `splits.leakage` counted of these tables, where that is known already.
+    shared: what `splits.leakage` counted of these tables, where that is known already. folds: of `settings.num_folds` these alone.
     Raises ConfigError and DataError, before anything is trained where that is possible.
     """
     settings = settings or FinetuneSettings()
@@ -124,6 +125,7 @@ def run_finetune(
     splits = make_splits(
         train, valid is not None, test is not None, settings.num_folds, settings.valid_fraction, settings.split_seed, classes
     )
+    splits = [split for split in splits if folds is None or split.fold in folds]
     shared = leakage(tables) if shared is None else shared
     output.mkdir(parents=True, exist_ok=True)
     with as_hf_folder(model, say) as folder:

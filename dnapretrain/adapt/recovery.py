@@ -39,7 +39,8 @@ def sequence_recovery(
     shorter, or have a letter other than A, C, G, T there, are left out and counted.
 
     Returns base_accuracy (share of equal bases), by_position (the same, at each of the bases), next_kmer_accuracy (share of prompts
-    whose next 6 bases are all right; null below 6), num_prompts, left_out, prompt_bases, num_bases. Raises ConfigError, DataError.
+    whose next 6 bases are all right; null below 6), by_length (the same for the next 1, 2, ... bases), num_prompts, left_out,
+    prompt_bases, num_bases. Raises ConfigError, DataError.
     """
     for name, value in (("num_prompts", num_prompts), ("prompt_bases", prompt_bases), ("num_bases", num_bases)):
         if value < 1:
@@ -68,9 +69,11 @@ def sequence_recovery(
 
 def _scores(generated: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
     equal = np.array([list(bases) for bases in generated]) == np.array([list(bases) for bases in truth])
+    by_length = np.logical_and.accumulate(equal, axis=1).mean(axis=0).tolist()
     return {
         "base_accuracy": float(equal.mean()),
-        "next_kmer_accuracy": float(equal[:, :KMER].all(axis=1).mean()) if equal.shape[1] >= KMER else None,
+        "next_kmer_accuracy": by_length[KMER - 1] if len(by_length) >= KMER else None,
+        "by_length": by_length,
         "by_position": equal.mean(axis=0).tolist(),
     }
 

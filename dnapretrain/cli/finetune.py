@@ -192,6 +192,10 @@ def add_benchmark(verbs: Any) -> None:
     verb.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="over the suite's hyperparameters: method=lora, lr=1e-4"
     )
+    verb.add_argument(
+        "--checkpoints", metavar="all|LIST", help="of each MODEL, a run, these steps: the metric over consumed tokens, benchmark-curve.png"
+    )
+    verb.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds and folds at the same time, in N processes (default 1)")
     verb.add_argument("--max-rows", type=int, metavar="N", help="of each table, drawn at random: a quick look, and marked as such")
     verb.add_argument("--on-long", default="error", metavar="error|truncate", help="a sequence longer than the model (default error)")
     verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
@@ -202,6 +206,7 @@ def add_benchmark(verbs: Any) -> None:
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     from dnapretrain.adapt.benchmark import BENCHMARK, BenchmarkSettings, run_benchmark
+    from dnapretrain.adapt.benchmark_curve import draw_series
     from dnapretrain.adapt.benchmark_report import draw_benchmark, format_benchmark
     from dnapretrain.adapt.suites import parse_changes, read_suite
 
@@ -217,7 +222,11 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     tasks = suite.choose(arguments.tasks.split(",") if arguments.tasks else None)
-    found = run_benchmark(arguments.models, suite, tasks, arguments.data, arguments.output, settings, _say)
+    found = run_benchmark(
+        arguments.models, suite, tasks, arguments.data, arguments.output, settings, _say, arguments.checkpoints, arguments.jobs
+    )
     draw_benchmark(arguments.output / "benchmark.png", found)
+    if found["series"]:
+        draw_series(arguments.output / "benchmark-curve.png", found)
     print((arguments.output / BENCHMARK).read_text() if arguments.json else format_benchmark(found))
     return 0

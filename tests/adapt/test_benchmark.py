@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,27 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 from small_folders import write_folder
 
-from dnapretrain.adapt.baselines import DilatedConvolutions, Parts, convolution_baseline, kmer_counts, one_hot, run_baseline, token_shares
-from dnapretrain.adapt.benchmark import model_names
-from dnapretrain.adapt.benchmark_runs import combine
-from dnapretrain.adapt.finetune import classifier_encoder
+from dnapretrain.adapt.baselines import (
+    RIDGES,
+    DilatedConvolutions,
+    Parts,
+    convolution_baseline,
+    kmer_counts,
+    one_hot,
+    run_baseline,
+    token_shares,
+)
+from dnapretrain.adapt.benchmark_jobs import run_units
+from dnapretrain.adapt.benchmark_runs import BenchmarkSettings, TaskTables, Unit, combine
+from dnapretrain.adapt.entrants import model_names
+from dnapretrain.adapt.finetune import classifier_encoder, run_finetune
 from dnapretrain.adapt.intervals import reverse_complement_text
-from dnapretrain.adapt.suites import find_split, parse_changes, read_suite, suite_names, task_settings
+from dnapretrain.adapt.suites import SuiteTask, find_split, parse_changes, read_suite, suite_names, task_settings
 from dnapretrain.adapt.tables import SequenceTable
 from dnapretrain.adapt.targets import Target
 from dnapretrain.cli import main
+from dnapretrain.convert.hf import from_hf
+from dnapretrain.convert.native import read_state, state_text
 from dnapretrain.errors import ConfigError
 
 MOTIF = "TGACTCA"
@@ -137,10 +151,85 @@ def test_baselines_find_what_they_can(folder):
     few = Parts(*[table(64, 4, length=30)] * 3)
     one, two = (convolution_baseline(few, CLASSES, 0, epochs=1)[0] for _ in range(2))
     assert (one == two).all()
-    with pytest.raises(ConfigError, match="baselines are of classification"):
-        run_baseline("kmer", parts, Target("regression", ("label",), ()), None, 0)
+    with pytest.raises(ConfigError, match="baselines are of classification and regression"):
+        run_baseline("kmer", parts, Target("multilabel", ("label",), ()), None, 0)
     with pytest.raises(ConfigError, match="needs a model's tokenizer"):
         run_baseline("tokens", parts, CLASSES, None, 0)
+
+
+def numbers(rows, seed):
+    """Two columns: the share of G and C times 100 + 7, and 105 with the motif, else 100."""
+    plain = table(rows, seed)
+    shares = [sum(text.count(base) for base in "GC") / len(text) for text in plain.sequences]
+    labels = {"gc": tuple(str(100 * share + 7) for share in shares), "motif": tuple(str(100 + 5 * (row % 2)) for row in range(rows))}
+    return SequenceTable("t", plain.names, plain.sequences, labels)
+
+
+def test_baselines_of_numbers(folder):
+    """The share is linear in tokens, the motif is seen by k-mers and convolutions; numbers come back on their own scale."""
+    parts = Parts(numbers(400, 1), numbers(100, 2), numbers(200, 3))
+    target = Target.of(parts.train, "regression")
+
+    def scores(found):
+        assert found.shape == (200, 2)
+        return target.scores(target.truth(parts.test), list(found))
+
+    tokens, about = run_baseline("tokens", parts, target, classifier_encoder(folder), 0)
+    assert scores(tokens)["r2:gc"] > 0.99 and scores(tokens)["r2:motif"] < 0.3 and about["alpha"] in RIDGES
+    kmer, _ = run_baseline("kmer", parts, target, None, 0)
+    assert scores(kmer)["pearson:motif"] > 0.7
+    cnn, about = convolution_baseline(parts, target, 0, epochs=5)
+    assert scores(cnn)["pearson"] > 0.5 and scores(cnn)["r2"] > 0 and about["valid_pearson"] > 0.5
+
+
+def small_task(changes):
+    changes = {"num_bootstrap": 10, **changes}
+    return TaskTables(SuiteTask("small", "mcc", changes, {}), table(60, 1), table(20, 2), table(20, 3), (), {})
+
+
+def test_folds_one_by_one_are_those_of_one_call(folder, tmp_path):
+    task, settings, said = small_task({"epochs": 1, "num_folds": 2, "lr": 1e-3}), BenchmarkSettings(seeds=(1,)), []
+    units = [Unit(task, "hf", 1, fold, folder=folder, digest="d") for fold in (0, 1)]
+    alone = run_units(units, tmp_path / "alone", settings, 1, said.append)
+    whole = run_finetune(folder, task.train, None, task.test, tmp_path / "whole", settings.of_task(task.task, 1, False), shared={})
+    assert [list(one) for one in alone] == [["seed_1_fold_0"], ["seed_1_fold_1"]]
+    assert {run["name"]: run["test"] for run in whole["runs"]} == alone[0] | alone[1]
+    assert (
+        "small: hf, seed 1, fold 1: mcc" in said[1] and (tmp_path / "alone" / "hf" / "small" / "seed_1" / "fold_1" / "done.json").is_file()
+    )
+
+
+def test_processes_give_what_one_gives(tmp_path, monkeypatch):
+    task, settings, said = small_task({}), BenchmarkSettings(), []
+    units = [Unit(task, "cnn", seed, baseline="cnn") for seed in (1, 2)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = run_units(units, tmp_path / "together", settings, 2, said.append)
+    torch.set_num_threads(1)
+    alone = run_units(units, tmp_path / "alone", settings, 1, said.append)
+    torch.set_num_threads(threads)
+    assert together == alone and together[0] != together[1] and sorted(said[:2]) == said[2:]
+    written = [json.loads((tmp_path / where / "cnn" / "small" / "seed_2" / "result.json").read_text()) for where in ("together", "alone")]
+    assert written[0] == written[1]  # the loss of the best epoch too
+    monkeypatch.setattr("dnapretrain.adapt.benchmark_jobs.run_unit", None)
+    assert run_units(units, tmp_path / "together", settings, 2, said.append) == together  # kept
+    with pytest.raises(ConfigError, match="jobs = 0"):
+        run_units(units, tmp_path / "together", settings, 0, said.append)
+
+
+def test_a_killed_process_is_said(tmp_path):
+    """A unit whose process ends at once: no result, and a way out."""
+    task = replace(small_task({}), notes=(Exits(),))
+    units = [Unit(task, "cnn", seed, baseline="cnn") for seed in (1, 2)]
+    with pytest.raises(ConfigError, match=r"one of 2 jobs was killed .* fewer --jobs"):
+        run_units(units, tmp_path, BenchmarkSettings(), 2, lambda line: None)
+
+
+class Exits:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
 
 
 def test_over_seeds_and_folds():
@@ -219,6 +308,29 @@ def test_the_verb_runs_skips_and_resumes(folder, data, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out == said.out
     write_table(data / "tf" / "0" / "test.csv", table(20, 9))
     assert main([*arguments, "--baselines", "none"]) == 0 and len(count) == 2 + 4  # other data: two seeds, with and without pretraining
+
+
+def test_a_series_of_checkpoints(folder, data, tmp_path, capsys):
+    run = tmp_path / "mine"
+    for step in (20, 100):
+        checkpoint = run / "checkpoints" / f"step_{step:08}"
+        from_hf(folder, checkpoint)
+        state = {**read_state(checkpoint), "step": step, "consumed_tokens": step * 512}
+        (checkpoint / "state.json").write_text(state_text(checkpoint, state))
+    arguments = ["benchmark", str(run), "--suite", "gue", "--data", str(data), "--output", str(tmp_path / "out"), "--tasks", "tf/0"]
+    arguments += ["--seeds", "1", "--from-scratch", "--baselines", "tokens", "--set", "epochs=1", "--set", "num_bootstrap=10"]
+    assert main([*arguments, "--checkpoints", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "mine over consumed tokens: tf/0 (mcc)\n  step        20             10,240 tokens" in said
+    result = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert [(one["name"], one["consumed_tokens"]) for one in result["series"]] == [("mine step 20", 10240), ("mine step 100", 51200)]
+    contestants = result["tasks"][0]["contestants"]
+    assert list(contestants) == ["mine step 20", "mine step 100", "mine (random weights)", "tokens of mine"]
+    assert contestants["mine step 20"] == contestants["mine step 100"]  # the same weights
+    assert (tmp_path / "out" / "benchmark-curve.png").read_bytes()[:4] == b"\x89PNG"
+    for given, message in (("20,30", "no finished checkpoint of step 30; it has 20, 100"), ("last", "neither 'all' nor steps")):
+        assert main([*arguments, "--checkpoints", given]) == 2 and message in capsys.readouterr().err
+    assert main(["benchmark", str(folder), *arguments[2:], "--checkpoints", "all"]) == 2 and "needs runs" in capsys.readouterr().err
 
 
 def test_nothing_to_run_is_an_error(folder, data, tmp_path, capsys):

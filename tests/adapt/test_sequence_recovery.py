@@ -60,7 +60,7 @@ def test_shares_by_place_and_of_whole_k_mers(genome):
     assert right.asked == [window[28:88] for window in windows]
     some = sequence_recovery(Told(genome[0], tokenizer, 100, wrong=(2, 9)), stream, 20, 60, 12)
     assert some["by_position"] == [pytest.approx(9 / 19) if place in (2, 9) else 1.0 for place in range(12)]
-    assert some["next_kmer_accuracy"] == pytest.approx(9 / 19)
+    assert some["next_kmer_accuracy"] == pytest.approx(9 / 19) and some["by_length"] == pytest.approx([1.0] * 2 + [9 / 19] * 10)
     assert sequence_recovery(Told(genome[0], tokenizer, 100, wrong=(9,)), stream, 20, 60, 12)["next_kmer_accuracy"] == 1.0
     assert sequence_recovery(right, stream, 20, 60, 5)["next_kmer_accuracy"] is None
 
