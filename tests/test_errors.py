@@ -46,7 +46,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 WARM_UP = """
 import json, os, sys, traceback
-import dnapretrain.adapt.generate, dnapretrain.convert.hf, dnapretrain.train.run
+import dnapretrain.adapt.generation.generate, dnapretrain.convert.hf, dnapretrain.train.run
 from dnapretrain.cli import main
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 print("ready", flush=True)

@@ -28,8 +28,20 @@ ROOMS = (
     ("tools",),
 )
 """Imports go from a room to itself or to the left."""
-DATA_ROOMS = (("formats",), ("shards",), ("genes", "variants", "corpora", "tokens", "look"), ("sampling",), ("audit",))
-"""The rooms of data/, in the same way; those of one entry do not know each other."""
+SUB_ROOMS = {
+    "data": (("formats",), ("shards",), ("genes", "variants", "corpora", "tokens", "look"), ("sampling",), ("audit",)),
+    "adapt": (
+        ("extras",),
+        ("metrics", "pictures"),
+        ("sequences",),
+        ("backbones",),
+        ("embedding", "variants"),
+        ("training",),
+        ("generation",),
+        ("benchmarks",),
+    ),
+}
+"""The rooms within large ones, in the same way; those of one entry do not know each other."""
 LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 MEGATRON_FILES = {
     "dnapretrain/evaluate/heldout.py",
@@ -85,18 +97,18 @@ def room(dotted: str) -> int:
     return known[0]
 
 
-def data_room(dotted: str) -> tuple[str, int] | None:
-    """Name and number of a room of data/; None outside of them."""
+def sub_room(dotted: str) -> tuple[str, str, int] | None:
+    """Large room, room within it and its number; None elsewhere."""
     parts = dotted.split(".")
-    if parts[:2] != ["dnapretrain", "data"] or len(parts) < 3:
+    if parts[0] != "dnapretrain" or len(parts) < 3 or parts[1] not in SUB_ROOMS:
         return None
-    return next((parts[2], number) for number, names in enumerate(DATA_ROOMS) if parts[2] in names)
+    return next(((parts[1], parts[2], number) for number, names in enumerate(SUB_ROOMS[parts[1]]) if parts[2] in names), None)
 
 
 def may_see(path: str, name: str) -> bool:
-    """Whether a file of data/ may import `name`, as far as the rooms of data/ go."""
-    own, other = (data_room(dotted) for dotted in (path.removesuffix(".py").replace("/", "."), name))
-    return own is None or other is None or own == other or other[1] < own[1]
+    """Whether a file of a large room may import `name`, as far as the rooms within it go."""
+    own, other = (sub_room(dotted) for dotted in (path.removesuffix(".py").replace("/", "."), name))
+    return own is None or other is None or own[0] != other[0] or own == other or other[2] < own[2]
 
 
 def broken_rules(path: str, source: str) -> list[str]:
@@ -111,7 +123,7 @@ def broken_rules(path: str, source: str) -> list[str]:
         if top in ("dnapretrain", "tools") and room(name) > own:
             problems.append(f"{path} imports {name}, which is to its right")
         if not may_see(path, name):
-            problems.append(f"{path} imports {name}, which is to its right within data/")
+            problems.append(f"{path} imports {name}, which is to its right within {parts[1]}/")
         if parts[:2] == ("dnapretrain", "data") and top in ("torch", "megatron", "transformer_engine", "transformers"):
             problems.append(f"{path} imports {name}: data/ works without it")
         if top == "megatron" and path not in MEGATRON_FILES:
@@ -146,6 +158,8 @@ def test_megatron_files_are_exactly_those() -> None:
         ("dnapretrain/data/formats/fasta.py", "import megatron.core"),
         ("dnapretrain/data/formats/fasta.py", "from dnapretrain.data.shards.shard import open_shard"),
         ("dnapretrain/data/genes/extract.py", "from dnapretrain.data.variants.vcf import open_vcf"),
+        ("dnapretrain/adapt/sequences/tables.py", "from dnapretrain.adapt.training.finetune import finetune"),
+        ("dnapretrain/adapt/embedding/probe.py", "from dnapretrain.adapt.variants.score import score_sites"),
         ("dnapretrain/errors.py", "from dnapretrain import config"),
         ("dnapretrain/errors.py", "import dnapretrain.cli"),
         ("dnapretrain/report/page.py", "from tools._clone import run"),

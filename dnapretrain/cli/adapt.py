@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dnapretrain.adapt.backbone import Backbone
-    from dnapretrain.adapt.tables import TableOptions
+    from dnapretrain.adapt.backbones.backbone import Backbone
+    from dnapretrain.adapt.sequences.tables import TableOptions
 
 MODEL = "a Hugging Face folder; or a run or checkpoint, exported on the way"
 TABLE = (
@@ -41,7 +41,7 @@ def add_table_options(verb: Any) -> None:
 
 def table_options(arguments: argparse.Namespace, needs_labels: bool = False) -> TableOptions:
     """The options that `add_table_options` added."""
-    from dnapretrain.adapt.tables import TableOptions
+    from dnapretrain.adapt.sequences.tables import TableOptions
 
     return TableOptions(
         sequence_column=arguments.sequence_column,
@@ -71,7 +71,7 @@ def add_backbone_options(verb: Any) -> None:
 
 def backbone_of(arguments: argparse.Namespace) -> Backbone:
     """The model that the options name."""
-    from dnapretrain.adapt.backbone import open_backbone
+    from dnapretrain.adapt.backbones.backbone import open_backbone
 
     return open_backbone(
         arguments.model,
@@ -114,7 +114,7 @@ PICTURE_ROWS = 5000
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.embed import EmbedSettings, embed_file
+    from dnapretrain.adapt.embedding.embed import EmbedSettings, embed_file
     from dnapretrain.adapt.pictures import check_picture, draw_scatter
 
     layers = parse_layers(arguments.layers)
@@ -177,8 +177,8 @@ def add_probe(verbs: Any) -> None:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.probe import ProbeSettings, format_probe, run_probe
-    from dnapretrain.adapt.tables import read_table
+    from dnapretrain.adapt.embedding.probe import ProbeSettings, format_probe, run_probe
+    from dnapretrain.adapt.sequences.tables import read_table
 
     settings = ProbeSettings(
         layers=parse_layers(arguments.layers) if arguments.layers else None,

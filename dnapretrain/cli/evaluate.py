@@ -60,7 +60,7 @@ def add_evaluate(verbs: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.folder import is_hf_folder
+    from dnapretrain.adapt.backbones.folder import is_hf_folder
     from dnapretrain.parallel.launch import is_launched
 
     model, wants_more = arguments.model, arguments.baselines or arguments.recovery is not None or arguments.attention
@@ -148,7 +148,7 @@ def _set_name(data: Path | None) -> str:
 
 
 def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, name: str) -> _Job:
-    from dnapretrain.adapt.heldout_hf import device_of, folder_config, folder_loss
+    from dnapretrain.adapt.backbones.heldout_hf import device_of, folder_config, folder_loss
     from dnapretrain.data.sampling.run_data import open_data
 
     if data is None:
@@ -201,10 +201,10 @@ def _data_settings(config: RunConfig, data: Path, name: str, has_training: bool)
 
 
 def _recovery(model: Path, config: RunConfig, sets: tuple[str, ...], num_prompts: int, prompt_bases: int, num_bases: int) -> Results:
-    from dnapretrain.adapt.folder import as_hf_folder
-    from dnapretrain.adapt.generate import Generator
-    from dnapretrain.adapt.heldout_hf import device_of
-    from dnapretrain.adapt.recovery import sequence_recovery
+    from dnapretrain.adapt.backbones.folder import as_hf_folder
+    from dnapretrain.adapt.backbones.heldout_hf import device_of
+    from dnapretrain.adapt.generation.generate import Generator
+    from dnapretrain.adapt.generation.recovery import sequence_recovery
     from dnapretrain.data.sampling.run_data import open_data
 
     if config.is_masked:
@@ -225,9 +225,9 @@ def _check_attention(table: Path | None) -> None:
 
 
 def _attention(model: Path, config: RunConfig, sets: tuple[str, ...], table: Path, num_samples: int) -> Results:
-    from dnapretrain.adapt.attention import attention_shares, draw_heat_maps, write_table
-    from dnapretrain.adapt.folder import as_hf_folder
-    from dnapretrain.adapt.heldout_hf import device_of
+    from dnapretrain.adapt.backbones.attention import attention_shares, draw_heat_maps, write_table
+    from dnapretrain.adapt.backbones.folder import as_hf_folder
+    from dnapretrain.adapt.backbones.heldout_hf import device_of
     from dnapretrain.data.sampling.run_data import open_data
 
     streams = open_data(config).held_out_sets(sets)

@@ -12,8 +12,8 @@ from dnapretrain.cli.adapt import MODEL, TABLE, add_table_options, table_options
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dnapretrain.adapt.finetune import FinetuneSettings
-    from dnapretrain.adapt.tables import TableOptions
+    from dnapretrain.adapt.sequences.tables import TableOptions
+    from dnapretrain.adapt.training.finetune import FinetuneSettings
 
 
 def add_finetune(verbs: Any) -> None:
@@ -80,9 +80,9 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
     """The options of finetune."""
-    from dnapretrain.adapt.classifier_loop import LoopSettings
-    from dnapretrain.adapt.finetune import FinetuneSettings, learning_rate
-    from dnapretrain.adapt.heads import Adapter
+    from dnapretrain.adapt.training.classifier_loop import LoopSettings
+    from dnapretrain.adapt.training.finetune import FinetuneSettings, learning_rate
+    from dnapretrain.adapt.training.heads import Adapter
 
     loop = LoopSettings(
         lr=learning_rate(arguments.method) if arguments.lr is None else arguments.lr,
@@ -129,8 +129,8 @@ def _causal_options(arguments: argparse.Namespace, options: TableOptions) -> Tab
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.finetune import RESULT, format_finetune, run_finetune
-    from dnapretrain.adapt.tables import read_table
+    from dnapretrain.adapt.sequences.tables import read_table
+    from dnapretrain.adapt.training.finetune import RESULT, format_finetune, run_finetune
 
     settings = finetune_settings(arguments)
     settings.check()
@@ -159,8 +159,8 @@ def add_predict(verbs: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.predict import predict_table, read_result, write_predictions
-    from dnapretrain.adapt.tables import read_table
+    from dnapretrain.adapt.sequences.tables import read_table
+    from dnapretrain.adapt.training.predict import predict_table, read_result, write_predictions
 
     num_runs = len(read_result(arguments.directory)["runs"])
     table = read_table(arguments.input, table_options(arguments))
@@ -205,10 +205,10 @@ def add_benchmark(verbs: Any) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.benchmark import BENCHMARK, BenchmarkSettings, run_benchmark
-    from dnapretrain.adapt.benchmark_curve import draw_series
-    from dnapretrain.adapt.benchmark_report import draw_benchmark, format_benchmark
-    from dnapretrain.adapt.suites import parse_changes, read_suite
+    from dnapretrain.adapt.benchmarks.benchmark import BENCHMARK, BenchmarkSettings, run_benchmark
+    from dnapretrain.adapt.benchmarks.benchmark_curve import draw_series
+    from dnapretrain.adapt.benchmarks.benchmark_report import draw_benchmark, format_benchmark
+    from dnapretrain.adapt.benchmarks.suites import parse_changes, read_suite
 
     suite = read_suite(arguments.suite)
     settings = BenchmarkSettings(

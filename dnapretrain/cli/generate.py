@@ -12,7 +12,7 @@ from dnapretrain.cli.adapt import MODEL, TABLE, add_table_options, table_options
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dnapretrain.adapt.generate import Sampling
+    from dnapretrain.adapt.generation.generate import Sampling
 
 
 def _say(line: str) -> None:
@@ -31,7 +31,7 @@ def add_sampling(verb: Any) -> None:
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling:
     """The options that `add_sampling` added, but for batch size and device."""
-    from dnapretrain.adapt.generate import Sampling
+    from dnapretrain.adapt.generation.generate import Sampling
 
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
 
@@ -66,8 +66,8 @@ def add_generate(verbs: Any) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.folder import finetuned_model, holds_encoder
-    from dnapretrain.adapt.generate import to_fasta
+    from dnapretrain.adapt.backbones.folder import finetuned_model, holds_encoder
+    from dnapretrain.adapt.generation.generate import to_fasta
 
     model = finetuned_model(arguments.model)
     sampling = sampling_of(arguments)
@@ -80,8 +80,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _continued(arguments: argparse.Namespace, model: Path, sampling: Sampling) -> Any:
-    from dnapretrain.adapt.generate import generate
-    from dnapretrain.adapt.prompts import make_prompts, read_prompts
+    from dnapretrain.adapt.generation.generate import generate
+    from dnapretrain.adapt.generation.prompts import make_prompts, read_prompts
 
     if arguments.template or arguments.templates or arguments.rounds or arguments.order != "confident":
         raise ConfigError(f"{model} holds a decoder, which continues prompts. Templates, --rounds and --order are for encoders.")
@@ -103,8 +103,8 @@ def _continued(arguments: argparse.Namespace, model: Path, sampling: Sampling) -
 
 
 def _filled(arguments: argparse.Namespace, model: Path, sampling: Sampling) -> Any:
-    from dnapretrain.adapt.prompts import make_prompts, read_prompts
-    from dnapretrain.adapt.unmask import Unmasking, unmask
+    from dnapretrain.adapt.generation.prompts import make_prompts, read_prompts
+    from dnapretrain.adapt.generation.unmask import Unmasking, unmask
 
     if arguments.prompt or arguments.prompts or arguments.until_end or arguments.condition:
         raise ConfigError(f"{model} holds an encoder, which reads both sides and continues nothing. Give --template, or --num-bases alone.")
@@ -141,8 +141,8 @@ def add_recovery(verbs: Any) -> None:
 
 
 def _recovery(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.generation_pictures import draw_recovery
-    from dnapretrain.adapt.recovery_taxa import RESULT, RecoverySettings, format_recovery, read_taxa, run_recovery
+    from dnapretrain.adapt.generation.generation_pictures import draw_recovery
+    from dnapretrain.adapt.generation.recovery_taxa import RESULT, RecoverySettings, format_recovery, read_taxa, run_recovery
 
     settings = RecoverySettings(arguments.prompt_bases, arguments.num_bases, arguments.num_prompts, arguments.batch_size)
     settings.check()
@@ -180,10 +180,10 @@ def add_design(verbs: Any) -> None:
 
 
 def _design(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.design import RESULT, DesignSettings, format_design, read_columns, run_design
-    from dnapretrain.adapt.generation_pictures import draw_design
-    from dnapretrain.adapt.prompts import make_prompts
-    from dnapretrain.adapt.tables import read_table
+    from dnapretrain.adapt.generation.design import RESULT, DesignSettings, format_design, read_columns, run_design
+    from dnapretrain.adapt.generation.generation_pictures import draw_design
+    from dnapretrain.adapt.generation.prompts import make_prompts
+    from dnapretrain.adapt.sequences.tables import read_table
 
     prefixes = []
     for text in arguments.prefix:
@@ -229,9 +229,9 @@ def add_check_cds(verbs: Any) -> None:
 
 
 def _check_cds(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.coding_report import RESULT, CodingSettings, format_check_cds, run_check_cds
-    from dnapretrain.adapt.generation_pictures import draw_check_cds
-    from dnapretrain.adapt.tables import read_table
+    from dnapretrain.adapt.generation.coding_report import RESULT, CodingSettings, format_check_cds, run_check_cds
+    from dnapretrain.adapt.generation.generation_pictures import draw_check_cds
+    from dnapretrain.adapt.sequences.tables import read_table
     from dnapretrain.cli.finetune import parse_numbers
 
     kmers = parse_numbers(arguments.kmers, "--kmers")

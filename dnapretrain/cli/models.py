@@ -55,7 +55,7 @@ def _from_hf(arguments: argparse.Namespace) -> int:
 
 def _verify(checkpoint: Path, directory: Path) -> int:
     """Print how far the logits of the two are apart; 1 where that is too far."""
-    from dnapretrain.adapt.parity import compare_logits
+    from dnapretrain.adapt.backbones.parity import compare_logits
 
     found = compare_logits(checkpoint, directory)
     print(json.dumps({"verify": found}, indent=1))

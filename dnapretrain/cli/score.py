@@ -12,9 +12,9 @@ from dnapretrain.cli.adapt import MODEL, parse_layers
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dnapretrain.adapt.backbone import Backbone
-    from dnapretrain.adapt.score import ScoreSettings
-    from dnapretrain.adapt.score_files import Scored
+    from dnapretrain.adapt.backbones.backbone import Backbone
+    from dnapretrain.adapt.variants.score import ScoreSettings
+    from dnapretrain.adapt.variants.score_files import Scored
 
 
 def add_score(verbs: Any) -> None:
@@ -67,9 +67,9 @@ def _add_input_options(verb: Any) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from dnapretrain.adapt.backbone import open_backbone
-    from dnapretrain.adapt.score import ScoreSettings
-    from dnapretrain.adapt.variant_pictures import check_heat_map
+    from dnapretrain.adapt.backbones.backbone import open_backbone
+    from dnapretrain.adapt.variants.score import ScoreSettings
+    from dnapretrain.adapt.variants.variant_pictures import check_heat_map
 
     if (arguments.vcf is None) == (arguments.saturate is None):
         raise ConfigError("score reads --vcf FILE or --saturate CHR:START-END: give one of them.")
@@ -105,10 +105,10 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _score_input(arguments: argparse.Namespace, backbone: Backbone, settings: ScoreSettings) -> Scored:
-    from dnapretrain.adapt.score_files import score_variants
-    from dnapretrain.adapt.variant_labels import labeller
-    from dnapretrain.adapt.variant_pictures import draw_heat_map
-    from dnapretrain.adapt.variant_sites import Region, open_reference, region_variants, vcf_contigs, vcf_variants
+    from dnapretrain.adapt.variants.score_files import score_variants
+    from dnapretrain.adapt.variants.variant_labels import labeller
+    from dnapretrain.adapt.variants.variant_pictures import draw_heat_map
+    from dnapretrain.adapt.variants.variant_sites import Region, open_reference, region_variants, vcf_contigs, vcf_variants
 
     labels = labeller(arguments.positive, arguments.negative, arguments.labels)
     region = Region.parse(arguments.saturate) if arguments.saturate else None

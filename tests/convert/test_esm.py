@@ -386,7 +386,7 @@ def test_a_position_table_is_read_where_the_model_has_one(tmp_path):
 
 
 def test_an_encoder_continues_no_sequence(exported):
-    from dnapretrain.adapt.generate import generate
+    from dnapretrain.adapt.generation.generate import generate
 
     with pytest.raises(ConfigError, match=r"holds an encoder \(EsmForMaskedLM\)"):
         generate(exported, ["ACGT"], num_bases=4)

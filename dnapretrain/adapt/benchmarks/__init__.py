@@ -1,0 +1,1 @@
+"""Suites of tasks, run beside baselines and published numbers."""

@@ -1,0 +1,105 @@
+"""The results of a suite as one table for the terminal, and as one picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dnapretrain.adapt.benchmarks.benchmark_curve import format_series
+from dnapretrain.adapt.pictures import GRID, pyplot
+from dnapretrain.report.charts import COLORS
+
+MARKERS = "osD^v<>p"
+
+
+def contestants(result: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of those that ran, and of those that are published, in order of appearance."""
+    own = list(dict.fromkeys(name for task in result["tasks"] for name in task["contestants"]))
+    published = list(dict.fromkeys(name for task in result["tasks"] for name in task["published"]))
+    return own, published
+
+
+def format_benchmark(result: dict[str, Any]) -> str:
+    """A row per contestant and task: the metric with its interval; published numbers below, marked where they do not compare."""
+    own, published = contestants(result)
+    width = max(len(name) for name in (*own, *published)) + 2
+    lines = []
+    for task in result["tasks"]:
+        rows = task["rows"]
+        lines.append(f"{task['name']}: {task['metric']}, {rows['train']:,} rows to learn from, {rows['test']:,} to be judged on")
+        for name in own:
+            if name in task["contestants"]:
+                lines.append(f"  {name:<{width}}{shown(task['contestants'][name])}")
+        for name, value in task["published"].items():
+            lines.append(f"  {name:<{width}}{value:.3f}  published" + (", of other rows" if task["notes"] else ""))
+        lines += [f"  note: {note}" for note in task["notes"]]
+        lines += [f"  leakage: {line}" for line in _shared(task["leakage"])]
+    if len(result["tasks"]) > 1:
+        lines.append(f"mean of {len(result['tasks'])} tasks")
+        for name in own:
+            values = [task["contestants"][name]["value"] for task in result["tasks"] if name in task["contestants"]]
+            lines.append(f"  {name:<{width}}{sum(values) / len(values):.3f}")
+    for pair in result["leakage_between_tasks"]:
+        share = f"{pair['overlapping']:,} of {pair['rows']:,} test rows share 50 bases in a row with training rows of {pair['train']}"
+        lines.append(f"leakage between tasks: {pair['test']}: {share}")
+    if result["series"]:
+        lines.append(format_series(result))
+    if result["missing"]:
+        lines.append(f"not on disk: {', '.join(result['missing'])}")
+    return "\n".join(lines)
+
+
+def shown(cell: dict[str, Any]) -> str:
+    """`0.512 [0.480, 0.544]  3 runs`; the interval is over test rows where there is one run."""
+    interval = "" if math.isnan(cell["low"]) else f" [{cell['low']:.3f}, {cell['high']:.3f}]"
+    count = len(cell["values"])
+    return f"{cell['value']:.3f}{interval}  {'1 run, 95 % over test rows' if count == 1 else f'{count} runs, 95 % of their mean'}"
+
+
+def _shared(leakage: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"{pair}: {counts['equal']:,} of {counts['rows']:,} rows equal, {counts['share_50_bases']:,} share 50 bases in a row"
+        for pair, counts in leakage.items()
+        if counts["equal"] or counts["share_50_bases"]
+    ]
+
+
+def draw_benchmark(path: Path, result: dict[str, Any]) -> None:
+    """A line per task: a mark with its interval of each contestant, an empty one of each published number."""
+    plt, style = pyplot()
+    own, published = contestants(result)
+    tasks = result["tasks"]
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(figsize=(8.4, 1.4 + 0.18 * (len(own) + 2) * len(tasks)), dpi=150, layout="constrained")
+        for number, name in enumerate(own):
+            cells = [(row, task["contestants"][name]) for row, task in enumerate(tasks) if name in task["contestants"]]
+            places = [row + 0.8 * ((number + 0.5) / len(own) - 0.5) for row, _ in cells]
+            values = [cell["value"] for _, cell in cells]
+            below = [0 if math.isnan(cell["low"]) else max(0.0, cell["value"] - cell["low"]) for _, cell in cells]
+            above = [0 if math.isnan(cell["high"]) else max(0.0, cell["high"] - cell["value"]) for _, cell in cells]
+            mark, color = MARKERS[number % len(MARKERS)], COLORS[number % len(COLORS)]
+            axes.errorbar(values, places, xerr=[below, above], fmt=mark, color=color, markersize=4, linewidth=1, label=name)
+        for number, name in enumerate(published):
+            points = [(task["published"][name], row) for row, task in enumerate(tasks) if name in task["published"]]
+            color = COLORS[number % len(COLORS)]
+            axes.scatter(
+                *zip(*points, strict=True),
+                marker=MARKERS[-1 - number % 4],
+                s=26,
+                facecolors="none",
+                edgecolors=color,
+                label=f"{name}, published",
+            )
+        axes.set_yticks(range(len(tasks)), [task["name"] + (" *" if task["notes"] else "") for task in tasks])
+        axes.invert_yaxis()
+        metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
+        axes.set(xlabel=f"{metrics} with 95 % interval" + ("   (* not the suite's rows)" if any(t["notes"] for t in tasks) else ""))
+        axes.set_title(result["suite"])
+        axes.grid(axis="x", color=GRID)
+        axes.set_axisbelow(True)
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -1.02), min(right, 1.02))  # no metric goes beyond, the intervals of few seeds do
+        axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(path)
+        plt.close(figure)

@@ -1,0 +1,1 @@
+"""Hidden states of sequences, and what probes find in them."""

@@ -1,0 +1,1 @@
+"""Sequences that models write, and how they compare with natural ones."""
