@@ -15,7 +15,7 @@ from dnapretrain.adapt.training.finetune import FinetuneSettings, learning_rate
 from dnapretrain.adapt.training.heads import Adapter
 from dnapretrain.errors import ConfigError
 
-SUITES = Path(__file__).resolve().parents[1] / "suites"
+SUITES = Path(__file__).resolve().parents[2] / "suites"
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet", ".fa", ".fasta", ".fna")
 PACKED = ("", ".gz", ".zst", ".xz", ".bz2")
