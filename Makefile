@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/python examples/quickstart/run.py
 
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not slurm"
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --durations=25 -m "not gpu and not slurm"
 
 SLURM_PACKAGES := slurm-wlm slurm-wlm-basic-plugins slurm-client munge
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import sys
@@ -88,6 +89,23 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
         return tree
 
     return build
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to the processes of `pytest -n 2` by file; all files that use the pool of ranks, which are several processes themselves, to
+    one of them: two pools at once on two cores take longer than one after the other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ranks" if uses_ranks(file) else file
+
+    @functools.cache
+    def uses_ranks(file: str) -> bool:
+        return "ranks.run(" in (config.rootpath / file).read_text()
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -388,5 +388,5 @@ def test_a_position_table_is_read_where_the_model_has_one(tmp_path):
 def test_an_encoder_continues_no_sequence(exported):
     from dnapretrain.adapt.generation.generate import generate
 
-    with pytest.raises(ConfigError, match=r"holds an encoder \(EsmForMaskedLM\)"):
+    with pytest.raises(ConfigError, match=r"holds an encoder, which reads both sides and continues nothing"):
         generate(exported, ["ACGT"], num_bases=4)

@@ -480,7 +480,7 @@ def test_ctrl_c_keeps_what_is_there(server, manifest_file, tmp_path):
     data = fasta(1, 500_000)
     for item in ASSEMBLIES.items():
         serve(server, *item, data)
-    server.slow = 0.5
+    server.slow = 3.0  # the first file takes longer than anything below
     command = [sys.executable, "-m", "dnapretrain", "corpus", str(manifest_file), "--output", str(tmp_path / "out")]
     child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.rglob("*.part")):
