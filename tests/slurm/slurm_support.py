@@ -93,6 +93,7 @@ class Cluster:
             f"job {number} is requeued for start {restarts}",
             lambda: (job := self.job(number))["JobState"] == "PENDING" and job["Restarts"] == str(restarts),
         )
+        time.sleep(2)  # a start in the second of the requeue is refused: that revokes what was granted until then
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def pause(self, seconds: float) -> None:
