@@ -59,7 +59,7 @@ def _value(value: Any) -> str:
     """Times of parts, as of a start, are read more easily than a dictionary."""
     if isinstance(value, Mapping) and all(isinstance(part, float) for part in value.values()):
         return f"({', '.join(f'{name} {part:.2f}' for name, part in value.items())})"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spikes(found: Sequence[Spike], count: int, bad_steps: Sequence[Mapping[str, Any]], reason: str) -> str:
