@@ -16,6 +16,7 @@ from dnapretrain.convert.native import SMALL_FILES, STATE_FILE, WEIGHTS_DIR, fil
 from dnapretrain.data.shards.writer import sync_folder
 from dnapretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from dnapretrain.train.checkpoint_writer import check_room
+from dnapretrain.train.retention import step_folders, step_of
 
 BLOCK = 4 << 20
 NICENESS = 19
@@ -83,8 +84,8 @@ def copy_checkpoint(checkpoint: Path, folder: Path, keep: int) -> dict[str, Any]
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
             raise
-    past = [copy for copy in _copies(folder) if _step(copy) <= _step(final)]  # what is beyond is of a run that was set back
-    for old in _copies(folder):
+    past = [copy for copy in step_folders(folder) if step_of(copy) <= step_of(final)]  # what is beyond is of a run that was set back
+    for old in step_folders(folder):
         if old not in past[-keep:]:
             _delete(old)
     return {"bytes": num_bytes, "seconds": time.monotonic() - started}
@@ -108,23 +109,13 @@ def _copy_files(checkpoint: Path, partial: Path, files: dict[str, dict[str, Any]
 
 def _make_room(folder: Path, num_bytes: int) -> None:
     """Raise OSError where so much does not fit, not even in place of older copies: they go only where they must."""
-    for old in _copies(folder):
+    for old in step_folders(folder):
         try:
             check_room(folder, num_bytes)
             return
         except OSError:
             _delete(old)
     check_room(folder, num_bytes)
-
-
-def _copies(folder: Path) -> list[Path]:
-    """Finished copies, oldest step first."""
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step_\d{8,}", path.name)]
-    return sorted(found, key=_step)
-
-
-def _step(copy: Path) -> int:
-    return int(copy.name.removeprefix("step_"))
 
 
 def _delete(copy: Path) -> None:

@@ -18,13 +18,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
+def step_folders(parent: Path) -> list[Path]:
+    """The folders `step_SSSSSSSS` in `parent`, oldest step first."""
+    return sorted((path for path in parent.iterdir() if re.fullmatch(r"step_\d{8,}", path.name)), key=step_of)
+
+
 def finished_checkpoints(run_dir: Path) -> list[Path]:
     """The folders of all finished checkpoints of a run, oldest first."""
     parent = run_dir / CHECKPOINTS_DIR
-    if not parent.is_dir():
-        return []
-    found = [path for path in parent.iterdir() if re.fullmatch(r"step_\d{8,}", path.name) and (path / STATE_FILE).is_file()]
-    return sorted(found, key=step_of)
+    return [path for path in step_folders(parent) if (path / STATE_FILE).is_file()] if parent.is_dir() else []
 
 
 def resumable(run_dir: Path) -> list[Path]:
