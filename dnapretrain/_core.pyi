@@ -283,6 +283,9 @@ MAX_SKETCH_K: int
 def begin_writeback(file: int, start: int, size: int) -> None:
     """Have the system begin to put `size` bytes of an open file on disk, without waiting (sync_file_range): a later fsync is short."""
 
+def keep_freed_memory(size: int) -> None:
+    """Let the process keep up to `size` bytes that it has freed, for its next blocks (glibc's mallopt; elsewhere nothing)."""
+
 def sketch(
     bases: NDArray[np.uint8] | PackedBases,
     starts: NDArray[np.int64],

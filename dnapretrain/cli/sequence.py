@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+KEPT_BYTES = 1 << 26
 
 
 def add_corpus(verbs: Any) -> None:
@@ -108,9 +107,11 @@ def _add_encoding(verb: Any) -> None:
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
+    from dnapretrain import _core
     from dnapretrain.data.look.inspect import format_inspection, inspect_shard
     from dnapretrain.data.shards.preprocess import preprocess
 
+    _core.keep_freed_memory(KEPT_BYTES)
     preprocess(
         arguments.inputs,
         arguments.output,

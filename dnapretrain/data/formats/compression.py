@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from threading import Condition
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ BGZF_MAGIC, BGZF_FIELD = b"\x1f\x8b\x08\x04", b"BC\x02\x00"
 BGZF_BLOCK = 1 << 16
 """Bytes of a BGZF block at most, packed or not."""
 READ_BYTES = 1 << 17
+BLOCKS_AHEAD = 3
+"""Of a stream, filled while one is used: readers and scanners take turns in being slow."""
 
 
 class Readable(Protocol):
@@ -150,29 +153,71 @@ class Blocks(Protocol):
 
 
 class _StreamBlocks:
-    """Blocks of a stream; while one is used the next is read."""
+    """Blocks of a stream. While one is used, a helper fills the others one after another, until none is free."""
 
     def __init__(self, stream: Readable, block_bytes: int, helpers: Helpers) -> None:
         self._stream, self._helpers = stream, helpers
-        self._buffers = [np.empty(block_bytes, np.uint8).data for _ in range(2)]  # pages that are not used cost nothing
-        self._task: Task[int] | None = None
+        # Pages that are not used cost nothing.
+        self._free = [np.empty(block_bytes, np.uint8).data for _ in range(BLOCKS_AHEAD + 1 if helpers.workers > 1 else 1)]
+        self._filled: deque[tuple[memoryview, int | Exception]] = deque()
+        self._changed = Condition()
+        self._task: Task[None] | None = None  # of a helper that fills, or soon will
+        self._ended = False
         self._error: Exception | None = None
 
     def __iter__(self) -> Iterator[memoryview]:
-        for buffer in itertools.cycle(self._buffers):
-            task = self._task or self._read(buffer)
-            size = task.result()
+        while True:
+            buffer, size = self._next()
+            if isinstance(size, Exception):
+                raise size
             if not size:
                 return
-            self._task = self._read(self._buffers[buffer is self._buffers[0]])
+            if size == len(buffer):  # else it has ended, as a rule
+                self._go_on()
             yield buffer[:size]
+            with self._changed:
+                self._free.append(buffer)
 
     def close(self) -> None:
-        if self._task:
-            self._task.abandon()
+        self._ended = True
+        if task := self._task:
+            task.abandon()
 
-    def _read(self, buffer: memoryview) -> Task[int]:
-        return self._helpers.start(lambda: self._fill(buffer))
+    def _go_on(self) -> None:
+        if self._helpers.workers > 1 and not self._task and self._free and not self._ended:
+            self._task = Task(self._fill_free)
+            self._helpers.take(self._task)
+
+    def _next(self) -> tuple[memoryview, int | Exception]:
+        """The next block, filled by this thread where no helper has begun."""
+        with self._changed:
+            while self._task and not self._filled:
+                if self._task.withdraw():
+                    self._task = None
+                else:
+                    self._changed.wait()
+        if not self._filled:
+            self._fill_one()
+        return self._filled.popleft()
+
+    def _fill_free(self) -> None:
+        while True:
+            self._fill_one()
+            with self._changed:
+                self._changed.notify()
+                if self._ended or not self._free:
+                    self._task = None
+                    return
+
+    def _fill_one(self) -> None:
+        buffer = self._free.pop()
+        try:
+            size: int | Exception = self._fill(buffer)
+        except Exception as error:
+            size = error
+        if not size or isinstance(size, Exception):
+            self._ended = True
+        self._filled.append((buffer, size))
 
     def _fill(self, buffer: memoryview) -> int:
         """Bytes read; what comes before an error is given first. Readers return less than asked for, and each block has a price."""
@@ -295,6 +340,13 @@ def open_unpacked(raw: io.FileIO, digested: DigestedFile) -> Readable:
         _check_bgzf_end(raw)
     raw.seek(0)
     return opener(digested) if opener else digested
+
+
+def unpacks_alone(path: Path) -> bool:
+    """Whether unpacking takes nearly all the time there is for a file, so that no other thread can help with it: xz and bzip2."""
+    with path.open("rb") as raw:
+        head = raw.read(HEAD_BYTES)
+    return any(head.startswith(magic) for magic, opener in _OPENERS.items() if opener in (_xz, _bzip2))
 
 
 def _zstandard(digested: DigestedFile) -> Readable:

@@ -51,9 +51,13 @@ class Task(Generic[T]):
         result, self._result = self._result, None
         return result
 
+    def withdraw(self) -> bool:
+        """The call is not made any more; False where it was begun."""
+        return self._claimed.acquire(blocking=False)
+
     def abandon(self) -> None:
         """The call is not made any more, or it has ended."""
-        if not self._claimed.acquire(blocking=False):
+        if not self.withdraw():
             with self._done:
                 pass
         self._call = self._result = self._error = None
@@ -82,9 +86,13 @@ class Helpers:
     def start(self, call: Callable[[], T]) -> Task[T]:
         """Begin `call` as soon as a thread is free; it is made at the latest when the result is asked for."""
         task = Task(call)
+        self.take(task)
+        return task
+
+    def take(self, task: Task[Any]) -> None:
+        """Begin `task` as soon as a thread is free, unless too many are waiting."""
         if self._queue.qsize() < QUEUED_PER_WORKER * (self.workers - 1):  # bounded: it holds tasks that were done elsewhere, too
             self._queue.put(task)
-        return task
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dnapretrain.data.formats.compression import unpacks_alone
 from dnapretrain.data.formats.helpers import Helpers
 from dnapretrain.data.shards.journal import Journal
 from dnapretrain.data.shards.progress import Meter
@@ -22,6 +23,8 @@ from dnapretrain.errors import DataError
 Say = Callable[[str], None]
 PART_MEMORY = 1 << 24
 """Bytes, of all inputs together that are scanned before their turn; what is more goes to files."""
+SCANNED_AHEAD = 1 << 20
+"""Bytes of an input; smaller ones take less time than it costs to hand them to a thread."""
 SYNC_SECONDS = 10.0
 """Finished pieces are put on disk at most so often."""
 
@@ -54,9 +57,11 @@ class Assembler:
         with StagedFiles(self._folder) as files, Helpers(workers) as helpers:
             kept = self._take_over(files)
             todo = [number for number in range(len(self._sources)) if number not in kept]
-            pool = ThreadPoolExecutor(min(workers, max(1, len(todo))))
+            large = [number for number in todo if self._sources[number].size >= SCANNED_AHEAD]
+            width = self._width(workers, large)
+            pool = ThreadPoolExecutor(width)
             # Threads, not processes: inflating, scanning and hashing run with the GIL released.
-            futures = {number: pool.submit(self._scan, number, files, helpers) for number in todo} if workers > 1 else {}
+            futures = {number: pool.submit(self._scan, number, files, helpers) for number in large} if width > 1 else {}
             try:
                 outcomes = [self._append(number, kept, futures, files, helpers) for number in range(len(self._sources))]
             except BaseException:
@@ -66,6 +71,14 @@ class Assembler:
             pool.shutdown()
         self.files = {kind: writer.entry() for kind, writer in zip(STAGED_KINDS, files.all, strict=True)}
         return outcomes
+
+    def _width(self, workers: int, numbers: Sequence[int]) -> int:
+        """Sources scanned at the same time: two threads for each, of which one unpacks and one scans, while there is enough to do.
+
+        What is scanned before its turn is written twice: the fewer at the same time, the better.
+        """
+        alone = workers > 1 and any(unpacks_alone(self._sources[number].path) for number in numbers)
+        return max(1, min(workers if alone else (workers + 1) // 2, len(numbers)))
 
     def _append(
         self,

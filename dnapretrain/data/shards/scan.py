@@ -19,6 +19,8 @@ from dnapretrain.data.shards.staged import STAGED_KINDS, StagedFiles
 from dnapretrain.data.shards.writer import FileWriter
 
 NEVER_CUT = 1 << 62
+WRITTEN_AT_ONCE = 1 << 17
+"""Bytes that are written sooner than another thread is woken."""
 ALL_LOWER_PER_MILLE = 999
 """More lower-case letters than this, of a thousand, and lower case is no mask."""
 
@@ -69,7 +71,7 @@ class _WriteBehind:
         self.wait()
         self._files.make_room(len(data))
         writer = self._files.bases
-        if self._helpers.workers == 1:
+        if self._helpers.workers == 1 or len(data) < WRITTEN_AT_ONCE:
             writer.write(data)
         else:
             self._task = self._helpers.start(lambda: writer.write(data))

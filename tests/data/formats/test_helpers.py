@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import struct
 import threading
 import time
@@ -120,6 +121,69 @@ def test_bgzf_is_inflated_by_several_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "_inflate", slow_inflate)
     read(tmp_path / "x", 3)
     assert 2 <= len(threads) <= 3  # the third may come late on a busy machine
+
+
+class Stream:
+    """Gives a text in uneven portions, now and then slowly; an error after it where `fails`."""
+
+    def __init__(self, text: bytes, seed: int, fails: bool) -> None:
+        self._text, self._at, self._draw, self._fails = text, 0, random.Random(seed), fails
+        self._reading = threading.Lock()
+
+    def readinto(self, buffer: memoryview) -> int:
+        assert self._reading.acquire(blocking=False), "two threads read at the same time"
+        try:
+            if self._draw.random() < 0.05:
+                time.sleep(0.002)
+            size = min(self._draw.randint(1, 40), len(buffer), len(self._text) - self._at)
+            if not size and self._fails:
+                raise compression.PackedError("cut")
+            buffer[:size] = self._text[self._at : self._at + size]
+            self._at += size
+            return size
+        finally:
+            self._reading.release()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 6])
+@pytest.mark.parametrize("fails", [False, True])
+def test_streams_read_ahead_give_their_bytes_in_order(workers, fails):
+    """Many streams at once share the helpers; some are left in the middle."""
+    num_read = threading.Semaphore(0)
+
+    def read_one(helpers: Helpers, seed: int) -> None:
+        draw = random.Random(seed)
+        text = draw.randbytes(draw.choice([0, 1, 64, 65, 640, 5000]))
+        blocks = compression._StreamBlocks(Stream(text, seed, fails), 64, helpers)
+        found, until = b"", draw.choice([None, None, 3])
+        with helpers.slots:
+            try:
+                for number, block in enumerate(blocks):
+                    found += bytes(block)
+                    if draw.random() < 0.1:
+                        time.sleep(0.001)
+                    if number == until:
+                        break
+                else:
+                    assert not fails
+                    assert found == text
+            except compression.PackedError:
+                assert fails
+                assert found == text
+            finally:
+                blocks.close()
+        assert text.startswith(found)
+        num_read.release()
+
+    with Helpers(workers) as helpers:
+        for first in range(0, 40, 4):
+            readers = [threading.Thread(target=read_one, args=(helpers, seed)) for seed in range(first, first + min(workers, 4))]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join(60)
+                assert not reader.is_alive()
+                assert num_read.acquire(blocking=False)
 
 
 def test_a_task_is_done_once_whoever_does_it():

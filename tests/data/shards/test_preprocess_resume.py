@@ -23,6 +23,7 @@ from dnapretrain.errors import DataError
 STOPPED = """
 import os, signal, sys
 from dnapretrain.data.shards import assemble, journal, preprocess
+assemble.SCANNED_AHEAD = 0
 assemble.PART_MEMORY = 25_000  # some of what is scanned before its turn is in memory, some in files
 left, add = int(sys.argv[1]), journal.Journal.add
 def add_and_die(self, piece):
@@ -33,6 +34,14 @@ def add_and_die(self, piece):
         os.kill(os.getpid(), signal.SIGKILL)
 journal.Journal.add = add_and_die
 preprocess.preprocess(sys.argv[4:], sys.argv[3], workers=int(sys.argv[2]))
+"""
+
+RUN = """
+import sys
+from dnapretrain.data.shards import assemble, preprocess
+assemble.SCANNED_AHEAD = 0
+print(flush=True)
+preprocess.preprocess(sys.argv[3:], sys.argv[2], workers=int(sys.argv[1]))
 """
 
 
@@ -166,14 +175,13 @@ def test_selection_and_skipped_inputs_are_resumed(tmp_path, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_killed_at_any_moment(tmp_path, workers):
     """12 kills for each worker count, at random moments of real runs; what was left is never taken for a shard."""
     inputs = [write_fasta(tmp_path / f"i{number}.fa{'.gz' * (number % 2)}", number, 1_500_000) for number in range(8)]
     preprocess(inputs, tmp_path / "expected")
     expected = shard_bytes(tmp_path / "expected")
-    command = [sys.executable, "-c", "import sys; from dnapretrain.data.shards.preprocess import preprocess as p; print(flush=True); "
-               "p(sys.argv[3:], sys.argv[2], workers=int(sys.argv[1]))", str(workers), str(tmp_path / "s"), *map(str, inputs)]  # fmt: skip
+    command = [sys.executable, "-c", RUN, str(workers), str(tmp_path / "s"), *map(str, inputs)]
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     longest = time.monotonic() - started
