@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import gc
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -31,6 +32,10 @@ def _serve(rank: int, pipe: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    importlib.import_module("dnapretrain.train.run")
+
+    gc.collect()
+    gc.freeze()  # half a million objects that stay need not be looked at after each call
     while True:
         task = pipe.recv()
         if task is None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 GC_EDGES = (0.3, 0.4, 0.5, 0.6)
 """Classes of GC with --regions."""
+PROBES = "probes"
 Results = dict[str, dict[str, Any]]
-"""By held-out set; what `--json` prints."""
+"""By held-out set, and `PROBES`; what `--json` prints."""
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -54,6 +55,9 @@ def add_evaluate(verbs: Any) -> None:
         help="with --regions: attention on each class by layer and head, as a table and heat maps (.png beside it)",
     )
     verb.add_argument("--attention-samples", type=int, default=64, metavar="N", help="over N samples of each set (default 64)")
+    verb.add_argument(
+        "--probes", action="store_true", help="a run or checkpoint: what data.probes.genome=... data.probes.annotation=... ask"
+    )
     verb.add_argument("--output", type=Path, metavar="JSON", help="write JSON there instead of printing")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(verb=_evaluate)
@@ -78,6 +82,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         overrides = [*of_other_data, *_region_settings(arguments.regions), *arguments.overrides]
         job = (_folder_job if is_hf_folder(model) else _native_job)(model, overrides, data, _set_name(arguments.data))
         sets = tuple(arguments.sets) or job.sets
+        if arguments.probes:
+            _check_probes(job.config, sets)
         # First what transformers does: it must be imported before the CPU engine puts its own functions in place of torch's.
         more: Results = {}
         if arguments.recovery is not None:
@@ -86,7 +92,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             _add(more, _attention(model, job.config, sets, arguments.attention, arguments.attention_samples))
         if arguments.baselines:
             _add(more, _baselines(job, sets, fit, arguments.fit_bases, arguments.max_samples))
-        found = job.run(sets, arguments.max_samples, arguments.ranks, Path(temporary))
+        found = job.run(sets, arguments.max_samples, arguments.ranks, arguments.probes, Path(temporary))
     if isinstance(found, int):
         return found
     _add(found, more)
@@ -110,8 +116,9 @@ class _Job:
     """Default of --set."""
     knows_training: bool
     """Whether data.train is what the model was trained on."""
-    run: Callable[[tuple[str, ...], int | None, int | None, Path], Results | int]
-    """(sets, samples, ranks, folder for files) -> results; nothing on other ranks than the first; an exit code where ranks failed."""
+    run: Callable[[tuple[str, ...], int | None, int | None, bool, Path], Results | int]
+    """(sets, samples, ranks, whether to ask probes, folder for files) -> results; nothing on other ranks than the first; an exit code
+    where ranks failed."""
 
 
 def _shard(path: Path | None, scratch: Path) -> Path | None:
@@ -155,7 +162,11 @@ def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, na
         raise ConfigError(f"{directory} is a Hugging Face folder, which knows no held-out sets. Give --data PREFIX_OR_FASTA.")
     config = folder_config(directory, data, name, overrides)
 
-    def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, _: Path) -> Results:
+    def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, probes: bool, _: Path) -> Results:
+        if probes:
+            raise ConfigError(
+                f"--probes asks runs and checkpoints; {directory} is a Hugging Face folder. `dnapretrain convert` makes one of it."
+            )
         if ranks not in (None, 1):
             raise ConfigError(f"--ranks = {ranks}, but a Hugging Face folder is evaluated by one process. Remove --ranks.")
         streams = open_data(config).held_out_sets(sets)
@@ -175,18 +186,20 @@ def _native_job(model: Path, overrides: Sequence[str], data: Path | None, name: 
     settings = [*overrides, *(_data_settings(config, data, name, has_training) if data else [])]
     config = read_config(checkpoint, settings)
 
-    def run(sets: tuple[str, ...], max_samples: int | None, wanted_ranks: int | None, folder: Path) -> Results | int:
+    def run(sets: tuple[str, ...], max_samples: int | None, wanted_ranks: int | None, probes: bool, folder: Path) -> Results | int:
         ranks = check_before_launch(config, wanted_ranks)
         if ranks > 1:
             flags = [part for key in sets for part in ("--set", key)]
             flags += ["--max-samples", str(max_samples)] if max_samples else []
+            flags += ["--probes"] if probes else []
             result = folder / "results.json"
             code = launch_local(["evaluate", str(checkpoint), *settings, *flags, "--output", str(result)], ranks)
             return code or json.loads(result.read_text())
         from dnapretrain.train.run import evaluate
 
-        results = evaluate(config, checkpoint, sets, max_samples)
-        return {key: vars(value) for key, value in results.items()} if launch_environment().rank == 0 else {}
+        losses, answers = evaluate(config, checkpoint, sets, max_samples, probes)
+        results: Results = {key: vars(value) for key, value in losses.items()} | ({PROBES: answers} if answers else {})
+        return results if launch_environment().rank == 0 else {}
 
     return _Job(config, (name,) if data else (), has_training, run)
 
@@ -222,6 +235,13 @@ def _check_attention(table: Path | None) -> None:
     """Raise ConfigError for a table that the pictures beside it would replace."""
     if table is not None and table.suffix != ".tsv":
         raise ConfigError(f"--attention {table} does not end in .tsv. Rename it; the pictures are {table.with_suffix('.png').name}.")
+
+
+def _check_probes(config: RunConfig, sets: Sequence[str]) -> None:
+    if not config.data.probes.is_active:
+        raise ConfigError("--probes has nothing to ask. Give data.probes.genome=PREFIX_OR_FASTA and data.probes.annotation=GFF_OR_GTF.")
+    if PROBES in (sets or config.data.valid):
+        raise ConfigError(f"--probes: a held-out set is called '{PROBES}', too. Name the others with --set.")
 
 
 def _attention(model: Path, config: RunConfig, sets: tuple[str, ...], table: Path, num_samples: int) -> Results:
@@ -269,9 +289,14 @@ def _add(results: Results, more: Results) -> None:
 
 def _lines(results: Results) -> Iterator[str]:
     """What is printed without --json."""
+    from dnapretrain.evaluate.probes import result_lines
     from dnapretrain.evaluate.regions import region_lines
 
     for name, result in results.items():
+        if name == PROBES:
+            yield PROBES
+            yield from result_lines(result)
+            continue
         marginal = result["marginal_bits_per_base"]
         by_marginals = "" if marginal is None else f" ({marginal:.4f} by base marginals)"
         bits = f"{result['bits_per_base']:.4f} bits per base{by_marginals}"

@@ -18,6 +18,8 @@ from dnapretrain.data.sampling.run_data import RunData, open_data
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.evaluate.heldout import HeldOutLoss, held_out_loss
+from dnapretrain.evaluate.probes import Results as ProbeResults
+from dnapretrain.evaluate.probes import probe_results
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
 from dnapretrain.model.counts import checkpoint_bytes
@@ -156,27 +158,26 @@ def build_trainer(
     return trainer
 
 
-def evaluate(config: RunConfig, checkpoint: Path, names: tuple[str, ...] = (), max_samples: int | None = None) -> dict[str, HeldOutLoss]:
-    """Loss of a checkpoint on its held-out sets (all, or those named), under the layout of `config`; on `max_samples` samples of each."""
+def evaluate(
+    config: RunConfig, checkpoint: Path, names: tuple[str, ...] = (), max_samples: int | None = None, probes: bool = False
+) -> tuple[dict[str, HeldOutLoss], ProbeResults]:
+    """Loss of a checkpoint on its held-out sets (all, or those named), under the layout of `config`; on `max_samples` samples of each.
+
+    With `probes` what data.probes asks, too; else nothing.
+    """
     platform = platforms.start(config.train.device)
     check_world(config, platform.world_size)
-    data = open_data(config)
+    data = open_data(config, probes)
     held_out = data.held_out_sets(names)
     start_groups(platform, config.parallel, config.train.seed)
     try:
         chunks = build_chunks(config, data.tokenizer, platform, initialize_weights=False)
         load_weights(checkpoint, config, platform, chunks)
-        return {
-            name: held_out_loss(
-                wrap_for_precision(chunks, config.train.precision),
-                stream,
-                batch_place(config, platform, data.tokenizer.pad_id),
-                config.data.sequence_length,
-                config.train.loss,
-                max_samples,
-            )
-            for name, stream in held_out.items()
-        }
+        wrapped = wrap_for_precision(chunks, config.train.precision)
+        place = batch_place(config, platform, data.tokenizer.pad_id)
+        length, loss = config.data.sequence_length, config.train.loss
+        losses = {name: held_out_loss(wrapped, stream, place, length, loss, max_samples) for name, stream in held_out.items()}
+        return losses, probe_results(wrapped, data.probes, place, length, loss) if data.probes else {}
     finally:
         stop_groups()
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("embed.md", "probe.md", "score.md", "finetune.md", "benchmark.md", "generate.md", "in-loop-probes.md", "attention.md")
 VERBS = {
     "generate.md": ("generate", "finetune", "design", "check-cds", "recovery"),
-    "in-loop-probes.md": ("pretrain",),
+    "in-loop-probes.md": ("pretrain", "evaluate"),
     "attention.md": ("evaluate",),
 }
 """Whose options a page names, where it is not the one it is called as."""
