@@ -142,8 +142,6 @@ def fasta(tmp_path: Path) -> Path:
     ("arguments", "says"),
     [
         ("protein.fa --output new", ["protein.fa: line 2, record 'p1': 'L' is an amino acid", "Give nucleotide FASTA"]),
-        ("good.fa protein.fa --output new", ["protein.fa: line 2, record 'p1'"]),
-        ("good.fa protein.fa --output new --workers 2", ["protein.fa: line 2, record 'p1'"]),
         ("empty.fa --output new", ["empty.fa: line 1: the file is empty", "Give FASTA"]),
         ("text.fa --output new", ["text.fa: line 1: 'd' before the first '>'"]),
         ("bare.fa --output new", ["bare.fa: line 3, record 'b': no bases in the whole file"]),
@@ -161,6 +159,17 @@ def fasta(tmp_path: Path) -> Path:
 )
 def test_preprocess_refuses(fasta: Path, arguments: str, says: list[str]) -> None:
     check_refused(fasta, f"preprocess {arguments}", *says)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_preprocess_refuses_one_input_and_keeps_the_others(fasta: Path, workers: str) -> None:
+    before = contents(fasta)
+    result = run(fasta, "preprocess", "good.fa", "protein.fa", "--output", "new", "--workers", workers)
+    assert (result.returncode, result.stdout) == (2, "")
+    note, error = result.stderr.splitlines()
+    assert note == "dnapretrain: finished inputs are kept in .new.dnapretrain-tmp: the same command goes on from there"
+    assert error.startswith("error: protein.fa: line 2, record 'p1'")
+    assert {name: what for name, what in contents(fasta).items() if "dnapretrain-tmp" not in name} == before
 
 
 def test_preprocess_does_not_replace_a_shard_unasked(fasta: Path) -> None:

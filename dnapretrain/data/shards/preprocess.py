@@ -53,8 +53,9 @@ def preprocess(
     that cannot be used is left out as a whole and listed under `skipped` of the manifest. With `encoding="2bit"` the bases
     are packed once all are there (1.25 bytes each on disk until then) and `output`.exceptions is written too.
 
-    A run that is stopped, by kill -9 too, leaves the inputs it has finished in a folder beside the output. The next run
-    takes over those that have the same size, time and settings and whose bytes are whole; `restart` throws them away.
+    A run that is stopped, by kill -9 or by an input that is refused too, leaves the inputs it has finished in a folder beside the
+    output. The next run takes over those that have the same size, time and settings and whose bytes are whole; `restart` throws them
+    away.
 
     What should be known (inputs taken over, skipped, made upper case, qualities left out) is said on stderr, and progress where
     that is a terminal, or to `progress`. Raises ConfigError for settings, DataError for inputs and outputs that cannot be used.
@@ -69,6 +70,7 @@ def preprocess(
     sources = [item for item in found if isinstance(item, Source)]
     on_terminal = TerminalProgress() if progress is None and sys.stderr.isatty() else None
     meter = Meter(sum(source.size for source in sources), progress or on_terminal)
+    outcomes: list[Piece | Skipped] = []
     try:
         with lasting_staging(output, overwrite) as staging:
             try:
@@ -80,10 +82,9 @@ def preprocess(
                 notes += _notes(outcomes)
                 manifest = _write_rest(staging, assembler.files, settings, outcomes, encoding)
                 notes += packing_notes(manifest)
-            except DataError:
-                staging.keep = False  # a refused command changes nothing
-                raise
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, DataError) and outcomes:
+                    staging.keep = False  # refused as a whole: other settings are needed, and with them all is read again
                 if staging.keep:
                     notes.append(f"finished inputs are kept in {staging.folder}: the same command goes on from there")
                 raise

@@ -220,15 +220,18 @@ def test_foreign_files_are_kept_without_overwrite(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_error_leaves_nothing_and_keeps_the_old_shard(tmp_path, inputs, workers):
+def test_error_keeps_the_old_shard_and_leaves_nothing_where_nothing_was_finished(tmp_path, inputs, workers):
     preprocess(inputs[:1], tmp_path / "s")
     before = shard_bytes(tmp_path / "s")
     (tmp_path / "in" / "bad.fa").write_bytes(b">p\nACGT\nMKLV\n")
     with pytest.raises(DataError, match=r"bad\.fa: line 3, record 'p'"):
         preprocess([*inputs[:3], tmp_path / "in" / "bad.fa", *inputs[3:]], tmp_path / "s", workers=workers, overwrite=True)
     assert shard_bytes(tmp_path / "s") == before
+    preprocess(inputs, tmp_path / "s", overwrite=True)
     with pytest.raises(DataError, match=r"bad\.fa"):
-        preprocess([tmp_path / "in" / "bad.fa", *inputs], tmp_path / "t", workers=workers)
+        preprocess([tmp_path / "in" / "bad.fa", *inputs], tmp_path / "t")
+    with pytest.raises(DataError, match="nothing is left"):
+        preprocess(inputs, tmp_path / "u", workers=workers, min_length=1_000_000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", *sorted(f"s.{kind}" for kind in KINDS)]
 
 

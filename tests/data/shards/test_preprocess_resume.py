@@ -154,11 +154,19 @@ def test_what_was_finished_outlives_ctrl_c_and_a_full_disk(tmp_path, inputs, mon
     assert shard_bytes(tmp_path / "s") == shard_bytes(tmp_path / "expected")
 
 
-def test_a_refused_input_leaves_nothing(tmp_path, inputs):
+def test_a_refused_input_costs_nothing_of_the_others(tmp_path, inputs, monkeypatch, capsys):
+    good = inputs[2].read_bytes()
     inputs[2].write_bytes(b">a\nMKLV\n")
     with pytest.raises(DataError, match=r"d\.fa: line 2"):
         preprocess(inputs, tmp_path / "s")
-    assert not list(tmp_path.glob("*s*"))
+    assert "finished inputs are kept" in capsys.readouterr().err
+    assert not list(tmp_path.glob("s.*"))
+    inputs[2].write_bytes(good)
+    names = scanned(monkeypatch)
+    preprocess(inputs, tmp_path / "s")
+    assert names == ["d.fa", "c.fa.gz"]
+    preprocess(inputs, tmp_path / "expected")
+    assert shard_bytes(tmp_path / "s") == shard_bytes(tmp_path / "expected")
 
 
 def test_selection_and_skipped_inputs_are_resumed(tmp_path, inputs):
