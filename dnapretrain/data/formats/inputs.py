@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnapretrain.data.formats.compression import PACKING_SUFFIXES, DigestedFile, open_blocks
+from dnapretrain.data.formats.blocks import open_blocks
+from dnapretrain.data.formats.compression import PACKING_SUFFIXES, DigestedFile
 from dnapretrain.data.formats.fastq import fastq_as_fasta
 from dnapretrain.data.formats.flatfile import embl_as_fasta, genbank_as_fasta, gff3_as_fasta
 from dnapretrain.data.formats.helpers import Helpers

@@ -16,7 +16,7 @@ import sequence_files as files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnapretrain.data.formats import compression
+from dnapretrain.data.formats import blocks, compression
 from dnapretrain.data.formats.compression import BGZF_END
 from dnapretrain.data.formats.fasta import CutPolicy, FastaFile
 from dnapretrain.data.formats.helpers import Helpers, Task
@@ -111,14 +111,14 @@ def test_errors_name_the_same_place(tmp_path, packing):
 
 def test_bgzf_is_inflated_by_several_threads(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(bgzf(text_of(4_000_000)))
-    threads, inflate = set(), compression._inflate
+    threads, inflate = set(), blocks._inflate
 
     def slow_inflate(group: bytes, size: int) -> memoryview:
         threads.add(threading.current_thread().name)
         time.sleep(0.02)
         return inflate(group, size)
 
-    monkeypatch.setattr(compression, "_inflate", slow_inflate)
+    monkeypatch.setattr(blocks, "_inflate", slow_inflate)
     read(tmp_path / "x", 3)
     assert 2 <= len(threads) <= 3  # the third may come late on a busy machine
 
@@ -154,11 +154,11 @@ def test_streams_read_ahead_give_their_bytes_in_order(workers, fails):
     def read_one(helpers: Helpers, seed: int) -> None:
         draw = random.Random(seed)
         text = draw.randbytes(draw.choice([0, 1, 64, 65, 640, 5000]))
-        blocks = compression._StreamBlocks(Stream(text, seed, fails), 64, helpers)
+        ahead = blocks._StreamBlocks(Stream(text, seed, fails), 64, helpers)
         found, until = b"", draw.choice([None, None, 3])
         with helpers.slots:
             try:
-                for number, block in enumerate(blocks):
+                for number, block in enumerate(ahead):
                     found += bytes(block)
                     if draw.random() < 0.1:
                         time.sleep(0.001)
@@ -171,7 +171,7 @@ def test_streams_read_ahead_give_their_bytes_in_order(workers, fails):
                 assert fails
                 assert found == text
             finally:
-                blocks.close()
+                ahead.close()
         assert text.startswith(found)
         num_read.release()
 
