@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     ("", "_core", "errors"),  # "": the package itself, for its version
     ("config",),
-    ("config_kernel_rules",),
     ("config_rules",),
     ("config_file",),
     ("data",),

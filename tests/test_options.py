@@ -42,7 +42,7 @@ def reads(source: str) -> set[tuple[str, str]]:
     """(owner, attribute) of all attribute reads that work is done with.
 
     The owner is the last name before the dot (`data` in `self._data.seed`); for `self` the class around it, for
-    an annotated parameter its class too. Left out is what only checks or shows settings: module-level functions of config.py.
+    an annotated parameter its class too. Left out is what only checks or shows settings.
     """
     found: set[tuple[str, str]] = set()
 
@@ -65,15 +65,16 @@ def reads(source: str) -> set[tuple[str, str]]:
 
 
 def working_reads() -> set[tuple[str, str]]:
-    """Reads in the package; of config.py only its derived numbers (methods of the sections)."""
+    """Reads in the package; of config/ only its derived numbers (methods of the sections), of rules between settings none."""
     found: set[tuple[str, str]] = set()
     for path in sorted((ROOT / "dnapretrain").rglob("*.py")):
-        if path.name != "config.py":
+        room = path.relative_to(ROOT / "dnapretrain").parts[0]
+        if room == "config":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    found |= reads(ast.unparse(node))
+        elif room != "config_rules":
             found |= reads(path.read_text())
-            continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef):
-                found |= reads(ast.unparse(node))
     return found
 
 
