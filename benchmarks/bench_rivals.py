@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from dnapretrain.config import DataConfig, TokenizerConfig
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard

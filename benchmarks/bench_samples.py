@@ -20,7 +20,8 @@ import numpy as np
 
 from dnapretrain._core import SampleIndex
 from dnapretrain.config import DataConfig, TokenizerConfig
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.data.shards.encode import convert_shard
 from dnapretrain.data.shards.preprocess import preprocess

@@ -24,11 +24,6 @@ from dnapretrain.train.save_shares import assigned, tensor_bytes
 class SharedLoad(TorchDistLoadShardedStrategy):
     """Megatron-core's way to load, of a share; then the exchange."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes_read = 0
-        """By this rank."""
-
     def load(self, sharded_state_dict: Any, checkpoint_dir: Path) -> Any:
         """The tensors that `sharded_state_dict` describes, in place of their descriptions. Raises CheckpointError on every rank."""
         wanted = [item for item in nested_values(sharded_state_dict) if isinstance(item, ShardedTensor)]
@@ -36,7 +31,6 @@ class SharedLoad(TorchDistLoadShardedStrategy):
         group = replicas()
         rank, readers = dist.get_rank(group), assigned([tensor_bytes(item) for item in wanted], dist.get_world_size(group))
         own = {str(place): item for place, (item, reader) in enumerate(zip(wanted, readers, strict=True)) if reader == rank}
-        self.bytes_read = sum(tensor_bytes(item) for item in own.values())
         own |= {f"other {place}": item for place, item in enumerate(others)}
         with on_every_rank(CheckpointError, "cannot read"):  # before others wait for what this rank has not got
             read = super().load(own, checkpoint_dir)

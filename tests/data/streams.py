@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from dnapretrain.config import DataConfig, TokenizerConfig
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.data.shards.shard import Coordinates
 from dnapretrain.data.tokens.tokenizers import build_tokenizer

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 from families import bpe_of
 
 from dnapretrain._core import reverse_complement

@@ -15,7 +15,8 @@ from dnapretrain.config import RegionsConfig, TokenizerConfig
 from dnapretrain.data.genes.extract import extract
 from dnapretrain.data.genes.gene_regions import ExtractSettings
 from dnapretrain.data.sampling.region_groups import open_regions
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard

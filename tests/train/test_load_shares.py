@@ -16,25 +16,19 @@ def state_after_resume(env, store, tree, shared):
     from dnapretrain.train import checkpoint
     from dnapretrain.train.save_shares import tensor_bytes
 
-    loads = []
+    strategy, load, read = checkpoint.SharedLoad, TorchDistLoadShardedStrategy.load, []
 
-    class Plain(TorchDistLoadShardedStrategy):
-        def load(self, sharded_state_dict, checkpoint_dir):
-            wanted = [item for item in nested_values(sharded_state_dict) if isinstance(item, ShardedTensor)]
-            self.bytes_read = sum(tensor_bytes(item) for item in wanted)
-            return super().load(sharded_state_dict, checkpoint_dir)
+    def counted(self, wanted, folder):
+        read.extend(tensor_bytes(item) for item in nested_values(wanted) if isinstance(item, ShardedTensor))
+        return load(self, wanted, folder)
 
-    strategy = checkpoint.SharedLoad
-
-    def counted():
-        loads.append(strategy() if shared else Plain())
-        return loads[-1]
-
-    checkpoint.SharedLoad = counted
+    TorchDistLoadShardedStrategy.load = counted  # what SharedLoad has read for it, too
+    if not shared:
+        checkpoint.SharedLoad = TorchDistLoadShardedStrategy
     try:
         trainer, _, _ = training.begin(env, store, tree)
     finally:
-        checkpoint.SharedLoad = strategy
+        checkpoint.SharedLoad, TorchDistLoadShardedStrategy.load = strategy, load
     state = checkpoint.sharded_state(trainer.chunks, trainer.optimizer, is_loading=False)
     tensors = [item for item in nested_values(state) if isinstance(item, ShardedTensor)]
     digests = {
@@ -42,7 +36,7 @@ def state_after_resume(env, store, tree, shared):
         for item in tensors
     }
     trainer.close()
-    return digests, sum(load.bytes_read for load in loads)
+    return digests, sum(read)
 
 
 @pytest.mark.parametrize(

@@ -87,31 +87,13 @@ class CausalLoop(ClassifierLoop):
                 ends_BS[at, len(one.ids) - 2] = 1
         return nats_BS, bases_BS + ends_BS, bases_BS
 
-    @torch.no_grad()
-    def evaluate(self, rows: TaskRows) -> dict[str, float]:
-        """`loss`, nats per learned token, and the metrics of the task."""
-        self.model.eval()
-        loss_sum, weight_sum = 0.0, 0.0
-        found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
-        for picked in self._in_order(rows):
-            nats_BS, learned_BS, bases_BS = self._nats(rows, picked)
-            loss_sum, weight_sum = loss_sum + (nats_BS * learned_BS).sum().item(), weight_sum + learned_BS.sum().item()
-            self._put_nats(found, picked, nats_BS * bases_BS)
-        return {"loss": loss_sum / weight_sum, **self.target.scores(rows.truth, found)}
+    def _judged(self, rows: TaskRows, picked: list[int]) -> tuple[list[NDArray[np.float64]], Tensor, Tensor]:
+        nats_BS, learned_BS, bases_BS = self._nats(rows, picked)
+        of_bases = (nats_BS * bases_BS).double().sum(dim=1).cpu().numpy()
+        return list(of_bases), (nats_BS * learned_BS).sum(), learned_BS.sum()
 
-    @torch.no_grad()
-    def predict(self, rows: TaskRows) -> list[NDArray[np.float64]]:
-        """Of each row [] the loss of its bases in nats."""
-        self.model.eval()
-        found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
-        for picked in self._in_order(rows):
-            nats_BS, _, bases_BS = self._nats(rows, picked)
-            self._put_nats(found, picked, nats_BS * bases_BS)
-        return found
-
-    def _put_nats(self, found: list[NDArray[np.float64]], picked: list[int], nats_BS: Tensor) -> None:
-        for row, nats in zip(picked, nats_BS.double().sum(dim=1).cpu().numpy(), strict=True):
-            found[row] = nats
+    def _predicted(self, rows: TaskRows, picked: list[int]) -> list[NDArray[np.float64]]:
+        return self._judged(rows, picked)[0]
 
 
 def load_causal(folder: Path, seed: int, from_scratch: bool, device: str) -> Any:

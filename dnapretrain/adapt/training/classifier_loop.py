@@ -263,38 +263,50 @@ class ClassifierLoop:
         found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
         loss_sum, weight_sum = 0.0, 0.0
         for picked in self._in_order(rows):
-            batch, labels = make_batch(rows, picked, self.target, self.encoder)
-            logits = self._logits(batch)
-            loss, weight = self._loss_of(logits, labels)
+            outputs, loss, weight = self._judged(rows, picked)
             loss_sum, weight_sum = loss_sum + loss.item(), weight_sum + weight.item()
-            self._put(found, rows, picked, batch, logits)
+            _put(found, picked, outputs)
         return {"loss": loss_sum / weight_sum, **self.target.scores(rows.truth, found)}
 
     @torch.no_grad()
     def predict(self, rows: TaskRows) -> list[NDArray[np.float64]]:
-        """Of each row: probabilities [classes] or [labels], numbers [columns] as they were given, or probabilities [bases, classes]."""
+        """Of each row: probabilities [classes] or [labels], numbers [columns] as they were given, probabilities [bases, classes], or
+        [] the loss of its bases in nats (causal)."""
         self.model.eval()
         found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
         for picked in self._in_order(rows):
-            batch = self.encoder.collate([rows.encoded[row] for row in picked])
-            self._put(found, rows, picked, batch, self._logits(batch))
+            _put(found, picked, self._predicted(rows, picked))
         return found
 
-    def _put(self, found: list[NDArray[np.float64]], rows: TaskRows, picked: list[int], batch: TokenBatch, logits: Tensor) -> None:
-        """Predictions of these rows to their places."""
+    def _judged(self, rows: TaskRows, picked: list[int]) -> tuple[list[NDArray[np.float64]], Tensor, Tensor]:
+        """What `predict` gives of these rows, the sum of their losses, and that of the weights."""
+        batch, labels = make_batch(rows, picked, self.target, self.encoder)
+        logits = self._logits(batch)
+        return self._outputs(rows, picked, batch, logits), *self._loss_of(logits, labels)
+
+    def _predicted(self, rows: TaskRows, picked: list[int]) -> list[NDArray[np.float64]]:
+        """The first of these, for rows that may have no labels."""
+        batch = self.encoder.collate([rows.encoded[row] for row in picked])
+        return self._outputs(rows, picked, batch, self._logits(batch))
+
+    def _outputs(self, rows: TaskRows, picked: list[int], batch: TokenBatch, logits: Tensor) -> list[NDArray[np.float64]]:
         logits = logits.double().cpu()
         if self.target.task == "regression":
             outputs = logits.numpy() * (self.scale.deviation if self.scale else 1) + (self.scale.mean if self.scale else 0)
         else:
             outputs = (logits.sigmoid() if self.target.task == "multilabel" else logits.softmax(-1)).numpy()
-        for at, row in enumerate(picked):
-            if self.target.task == "tokens":
-                found[row] = np.repeat(outputs[at][batch.bases_mask[at].numpy()], rows.bases_per_token[row], axis=0)
-            else:
-                found[row] = outputs[at]
+        if self.target.task != "tokens":
+            return list(outputs)
+        of_bases = [output[mask] for output, mask in zip(outputs, batch.bases_mask.numpy(), strict=True)]
+        return [np.repeat(output, rows.bases_per_token[row], axis=0) for output, row in zip(of_bases, picked, strict=True)]
 
     def _in_order(self, rows: TaskRows) -> Iterable[list[int]]:
         """Batches of like lengths."""
         order = sorted(range(len(rows)), key=lambda row: -len(rows.encoded[row].ids))
         size = self.settings.micro_batch_size or self.settings.batch_size
         return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _put(found: list[NDArray[np.float64]], picked: list[int], outputs: list[NDArray[np.float64]]) -> None:
+    for row, output in zip(picked, outputs, strict=True):
+        found[row] = output

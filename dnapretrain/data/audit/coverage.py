@@ -17,7 +17,7 @@ from dnapretrain.config import RunConfig
 from dnapretrain.data.audit.placed import Axis, Placed, training_runs
 from dnapretrain.data.audit.runs import open_train
 from dnapretrain.data.sampling.lengths import TrainStream
-from dnapretrain.data.sampling.samples import Source
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.errors import ConfigError
 
 SLICE = 1 << 24

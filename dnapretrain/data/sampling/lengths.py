@@ -19,7 +19,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from dnapretrain.config import DataConfig
-from dnapretrain.data.sampling.samples import MAX_SAMPLES, Batch, SampleLocus, SampleStream, Source, train_sources
+from dnapretrain.data.sampling.sample_loci import SampleLocus
+from dnapretrain.data.sampling.samples import MAX_SAMPLES, Batch, SampleStream
+from dnapretrain.data.sampling.sources import Source, train_sources
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 

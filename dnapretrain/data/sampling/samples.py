@@ -21,21 +21,12 @@ Packed samples with data.document_attention: a token sees, and is predicted from
 to the document it begins: as a token it is what the first base of that document is predicted from, as a label (of the last
 token of the document before) it weighs nothing. So every base is a target once, as without, and no target crosses a document.
 
-Windows are cut in bases. Where tokens stand for different numbers of bases (Tokenizer.is_variable), a window has as many bases as
-its tokens would have as whole words, a last window may end anywhere, and bases that the tokens do not reach are cut and counted.
-
-With data.window_jitter J, training windows of W bases are cut from stretches of W + J bases that begin `stride` apart, each at a keyed
-offset of 0 to J, another one in each epoch. The last stretch of a segment may be shorter, if it has min_length bases and one
-that no other stretch has; its offset runs over what room there is (none, where it is no longer than a window). So no window reads
-beyond its segment, and every base that the report calls used is read in some epoch, though not in each.
-
 Everything is a pure function of (settings, sample id): no state, no files, the same on any number of ranks and for any
 length of the run.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,9 +39,11 @@ from numpy.typing import NDArray
 from dnapretrain._core import BatchFiller, Masking, SampleIndex, reverse_complement
 from dnapretrain.config import DataConfig
 from dnapretrain.data.sampling.blending import Stage, blend_stages, one_epoch
-from dnapretrain.data.sampling.split import SIDES, Segments, split_documents, whole_documents
-from dnapretrain.data.shards.shard import Shard, open_shard
-from dnapretrain.data.shards.stretches import find_stretches
+from dnapretrain.data.sampling.cutting import contig_groups, cut_rules
+from dnapretrain.data.sampling.sample_loci import SampleLocus, locus_of_run
+from dnapretrain.data.sampling.sources import Source
+from dnapretrain.data.sampling.split import SIDES, split_documents, whole_documents
+from dnapretrain.data.shards.shard import open_shard
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError, DataError
 
@@ -93,51 +86,6 @@ class Batch:
     """With data.document_attention, the number of each token's document within its sample, from 0; -1: padding."""
 
 
-@dataclass(frozen=True)
-class SampleLocus:
-    """Bases that a sample reads, 0-based half-open on the contig: exactly those behind its tokens, so the phase is already applied.
-
-    From start to end lie other bases too where there are several blocks.
-    """
-
-    prefix: str
-    assembly: str
-    contig: str
-    start: int
-    end: int
-    strand: str
-    """'-': the sample reads the reverse complement of contig[start:end]."""
-    phase: int
-    epoch: int
-    haplotype: str = ""
-    """`sample.1` or `sample.2`; its bases may be fewer or more than end - start."""
-    blocks: tuple[tuple[int, int], ...] = ()
-    """Where the bases lie, in reading order: several where a document is spliced, or a haplotype lacks bases. What a haplotype inserts
-    lies on the base before it."""
-
-    def __str__(self) -> str:
-        """As people write it, 1-based: the blocks of spliced documents (in reading order), from end to end of haplotypes."""
-        haplotype = f" {self.haplotype}" if self.haplotype else ""
-        blocks = [(self.start, self.end)] if self.haplotype or not self.blocks else self.blocks
-        return f"{self.assembly}:{self.contig}:{','.join(f'{start + 1}-{end}' for start, end in blocks)}({self.strand}){haplotype}"
-
-
-@dataclass(frozen=True)
-class Source:
-    """One shard, the part of it on this side of the split, and its weight in the blend."""
-
-    shard: Shard
-    segments: Segments
-    weight: float = 1.0
-
-
-def train_sources(data: DataConfig) -> list[Source]:
-    """The training side of each source of data.train. Raises ConfigError or DataError where the shards cannot be read that way."""
-    shards = [open_shard(source.prefix) for source in data.train]
-    splits = split_documents(shards, data.split)
-    return [Source(shard, split["train"], config.weight) for shard, split, config in zip(shards, splits, data.train, strict=True)]
-
-
 def held_out_streams(data: DataConfig, tokenizer: Tokenizer) -> dict[str, SampleStream]:
     """Held-out samples by name: 'valid' and 'test' of the split, then the shards of data.valid.
 
@@ -174,9 +122,9 @@ class SampleStream:
         self._training = name == "train"
         self._masked = data.masking.mlm_probability > 0
         self._seed = data.seed & UINT64 if self._training else 0  # of a held-out set only the masks are keyed: one yardstick for all runs
-        self._rules = self._cut_rules()
+        self._rules = cut_rules(data, tokenizer, self._training)
         by_contig = self._training and data.pack_order == "contig"
-        self._groups = [_contig_groups(source) if by_contig else None for source in self._sources]
+        self._groups = [contig_groups(source) if by_contig else None for source in self._sources]
         self._indexes = [
             SampleIndex(np.ascontiguousarray(source.segments.length), seed=self._seed, source=number, groups=groups, **self._rules)
             for number, (source, groups) in enumerate(zip(self._sources, self._groups, strict=True))
@@ -214,7 +162,9 @@ class SampleStream:
         number, epoch, runs = self._filler.locate(sample_id)
         source = self._sources[number]
         return [
-            _locus(source, segment, start, length, phase, reverse, epoch) for segment, start, length, phase, reverse, _ in runs if length
+            locus_of_run(source, segment, start, length, phase, reverse, epoch)
+            for segment, start, length, phase, reverse, _ in runs
+            if length
         ]
 
     def read(self, sample_id: int) -> list[tuple[SampleLocus, NDArray[np.uint8]]]:
@@ -307,31 +257,6 @@ class SampleStream:
                 start = int(source.shard.offsets[source.segments.document[segment]] + source.segments.start[segment])
                 yield source.shard.bases[start : start + int(source.segments.length[segment])]
 
-    def _cut_rules(self) -> dict[str, Any]:
-        data = self._data
-        tokenizer = self.tokenizer
-        label_tokens = data.sequence_length - (tokenizer.add_bos + tokenizer.add_eos if self._masked else 0)
-        k = tokenizer.bases_per_token
-        context = 0 if self._masked or tokenizer.add_bos else k  # bases
-        touching = data.window_length - context if data.window_length else label_tokens * k
-        return {
-            "packed": data.sampling == "packed",
-            "shuffle": self._training,
-            "add_bos": tokenizer.add_bos,
-            "random_phase": data.random_phase and self._training,
-            "sequence_length": data.sequence_length,
-            "k": k,
-            "stride": (data.stride if self._training else None) or touching,
-            "min_length": data.min_length,
-            "reverse_complement": data.reverse_complement if self._training else 0.0,
-            # Absent at their defaults: the digests of such streams are older than these rules.
-            **({"masked": True} if self._masked else {}),
-            **({"add_eos": True} if tokenizer.add_eos else {}),
-            **({"variable": True} if tokenizer.is_variable else {}),
-            **({"window": data.window_length} if data.window_length else {}),
-            **({"jitter": data.window_jitter} if data.window_jitter and self._training else {}),
-        }
-
     def _core_masking(self) -> Masking:
         standard = self.tokenizer.standard_ids
         return Masking(
@@ -417,35 +342,5 @@ class SampleStream:
         }
 
 
-def _contig_groups(source: Source) -> NDArray[np.int64]:
-    """The first segment of each group: consecutive segments of one contig, of one haplotype where there are several."""
-    coordinates = source.shard.coordinates
-    names = zip(coordinates.assembly, coordinates.contig, coordinates.haplotype or itertools.repeat(""), strict=False)
-    changes = np.fromiter((left != right for left, right in itertools.pairwise(names)), np.bool_)
-    contig = np.concatenate([[0], np.cumsum(changes)])[source.segments.document]
-    return np.concatenate([[0], np.flatnonzero(np.diff(contig)) + 1]).astype(np.int64)
-
-
 def _array_digest(array: NDArray[np.int64]) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array, dtype="<i8").data)
-
-
-def _locus(source: Source, segment: int, start: int, length: int, phase: int, reverse: bool, epoch: int) -> SampleLocus:
-    document = int(source.segments.document[segment])
-    coordinates = source.shard.coordinates
-    start += int(source.segments.start[segment])
-    of_document, first, last = (np.array([value], np.int64) for value in (document, start, start + length))
-    found = find_stretches(coordinates, of_document, first, last)
-    blocks = list(zip(found.start.tolist(), found.end.tolist(), strict=True))
-    return SampleLocus(
-        prefix=str(source.shard.prefix),
-        assembly=coordinates.assembly[document],
-        contig=coordinates.contig[document],
-        start=int(found.start.min()),
-        end=int(found.end.max()),
-        strand="-" if bool(coordinates.minus[document]) != reverse else "+",
-        phase=phase,
-        epoch=epoch,
-        haplotype=coordinates.haplotype[document] if coordinates.haplotype else "",
-        blocks=tuple(blocks[::-1] if reverse else blocks),
-    )

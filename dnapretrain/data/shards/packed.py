@@ -24,11 +24,6 @@ HEADER = struct.Struct("<8sQQQ")
 """Magic, version, bases, changes."""
 
 
-def packed_size(bases: int) -> int:
-    """Bytes of a `.bin` with so many bases at 2 bits each."""
-    return -(-bases // 4)
-
-
 def num_blocks(bases: int) -> int:
     """Blocks that have a place in the table of `.exceptions`."""
     return -(-bases // PACKED_BLOCK)

@@ -12,10 +12,10 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +25,16 @@ from dnapretrain.data.shards.edits import HEADER, ROW_BYTES, edits_tail
 from dnapretrain.data.shards.indexed_dataset import MAX_LENGTH, index_bytes
 from dnapretrain.data.shards.manifest import write_manifest
 from dnapretrain.data.shards.progress import Meter, TerminalProgress
-from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION, HAPLOTYPES, Shard, open_shard
+from dnapretrain.data.shards.shard import FORMAT, FORMAT_VERSION, HAPLOTYPES, open_shard
 from dnapretrain.data.shards.writer import FileWriter, commit, staging_folder
+from dnapretrain.data.variants.apply_edits import NO_EDITS, edit_rows, haplotype_blocks
+from dnapretrain.data.variants.reference import Reference, read_contig_names
 from dnapretrain.data.variants.variant_store import VariantStore, without_overlaps
 from dnapretrain.data.variants.vcf import CallReader, Calls, VcfFile, VcfRecord, is_sequence
 from dnapretrain.errors import ConfigError, DataError
 
-BLOCK_BASES = 1 << 22
 BYTES_PER_DOCUMENT = 200
 """Of `.idx` and `.bed`, at most, as the room on the disk is checked."""
-LOWER_CASE = np.uint8(0x20)
 ON_UNPHASED = ("error", "skip")
 
 
@@ -58,7 +58,7 @@ def make_haplotypes(
     output = Path(output)
     if on_unphased not in ON_UNPHASED:
         raise ConfigError(f"--on-unphased = '{on_unphased}' is not known. Choose one of {', '.join(ON_UNPHASED)}")
-    reference = _Reference(open_shard(shard), _read_names(Path(contig_names)) if contig_names else {})
+    reference = Reference(open_shard(shard), read_contig_names(Path(contig_names)) if contig_names else {})
     files = [VcfFile(Path(path)).open() for path in vcfs]
     if not files:
         raise ConfigError("no VCF is given. Name one or more with --vcf")
@@ -105,68 +105,10 @@ def format_haplotypes(manifest: dict[str, Any]) -> str:
     )
 
 
-class _Reference:
-    """The documents of the reference by contig, under the names of the VCF."""
-
-    def __init__(self, shard: Shard, names: dict[str, str]) -> None:
-        self.shard, self.names = shard, names
-        where = shard.coordinates
-        if shard.edits is not None:
-            raise DataError(f"{shard.prefix}: a shard of haplotypes. Give the shard of the reference itself")
-        self._documents: dict[str, list[int]] = {}
-        for document, contig in enumerate(where.contig):
-            self._documents.setdefault(contig, []).append(document)
-        for contig, documents in self._documents.items():
-            documents.sort(key=lambda document: int(where.start[document]))
-            for before, document in zip([None, *documents], documents, strict=False):
-                self._check_document(contig, before, document)
-        unknown = sorted(set(names.values()) - set(self._documents))
-        if unknown:
-            raise ConfigError(f"--contig-names gives '{unknown[0]}', which is no contig of {shard.prefix}. Known: {self._some_contigs()}")
-
-    def _check_document(self, contig: str, before: int | None, document: int) -> None:
-        where, shard = self.shard.coordinates, self.shard
-        if where.strand[document] != "+" or where.end[document] - where.start[document] != shard.lengths[document]:
-            raise DataError(f"{shard.prefix}: {where.locus(document)} is spliced or reversed. Give a shard of whole contigs")
-        if before is not None and where.assembly[before] != where.assembly[document]:
-            both = f"'{where.assembly[before]}' and '{where.assembly[document]}'"
-            raise DataError(f"{shard.prefix}: contig '{contig}' is in the assemblies {both}. Preprocess the reference of the VCF alone")
-        if before is not None and where.start[document] < where.end[before]:
-            raise DataError(f"{shard.prefix}: {where.locus(before)} and {where.locus(document)} overlap. Give a shard of whole contigs")
-
-    def _some_contigs(self) -> str:
-        return ", ".join(list(self._documents)[:5])
-
-    def documents(self, contig: str) -> list[int] | None:
-        """Documents of a contig of the VCF by position; None where the shard has none of this name."""
-        return self._documents.get(self.names.get(contig, contig))
-
-    def documents_of(self, file: VcfFile, contig: str) -> list[int]:
-        """The same; raises DataError where there are none, or the contig is shorter in the VCF's header."""
-        documents = self.documents(contig)
-        if documents is None:
-            file.fail(
-                f"contig '{contig}' is not in {self.shard.prefix} ({self._some_contigs()}). State what it is called there with "
-                "--contig-names, or leave its records out, for example with bcftools view -t"
-            )
-        length, last = file.contig_lengths.get(contig), documents[-1]
-        if length is not None and length < self.shard.coordinates.end[last]:
-            file.fail(
-                f"contig '{contig}' has {length} bases in the header, but {self.shard.coordinates.locus(last)} lies beyond. The VCF was "
-                "made on another assembly: give its reference"
-            )
-        return documents
-
-    def bases(self, document: int, start: int = 0, end: int | None = None) -> NDArray[np.uint8]:
-        """Bases of a document, or those of [start, end) that it has."""
-        offset, length = int(self.shard.offsets[document]), int(self.shard.lengths[document])
-        return self.shard.bases[offset + start : offset + (length if end is None else min(end, length))]
-
-
 class _Build:
     """One run: read the files into the store, then write the shard."""
 
-    def __init__(self, reference: _Reference, samples: list[str], staging: Path, skip_unphased: bool) -> None:
+    def __init__(self, reference: Reference, samples: list[str], staging: Path, skip_unphased: bool) -> None:
         self.reference, self.samples, self._staging = reference, samples, staging
         self.store = VariantStore(staging, 2 * len(samples))
         self.documents: list[int] = []
@@ -289,12 +231,12 @@ class _Build:
                     if second and document in self._haploid and self._haploid[document][sample]:
                         haploid_documents += 1
                         continue
-                    edits, before = carried.get(document, _NO_EDITS), bin_writer.size
+                    edits, before = carried.get(document, NO_EDITS), bin_writer.size
                     for block in haplotype_blocks(self.reference.bases(document), edits, self.store.bases):
                         bin_writer.write(block.data)
                         composition += _core.count_bytes(block)
                         meter.add(len(block), len(block))
-                    edits_writer.write(_edit_rows(edits).tobytes())
+                    edits_writer.write(edit_rows(edits).tobytes())
                     lengths.append(self._checked_length(bin_writer.size - before, document))
                     edit_counts.append(len(edits))
                     start, end = int(where.start[document]), int(where.end[document])
@@ -347,45 +289,6 @@ class _Build:
         return length
 
 
-_NO_EDITS = np.zeros(
-    0, [("start", "<i4"), ("front", "<i4"), ("back", "<i4"), ("ref_length", "<i4"), ("length", "<i4"), ("bases_at", "<i8")]
-)
-
-
-def haplotype_blocks(reference: NDArray[np.uint8], edits: NDArray[np.void], bases: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """A reference document with edits applied, in blocks. New bases take the case of the reference base at the record's position."""
-    starts, replaced = edits["start"] + edits["front"], edits["ref_length"] - edits["front"] - edits["back"]
-    ends = starts + replaced
-    at, done = 0, 0
-    while at < len(reference) or done < len(edits):
-        end = min(at + BLOCK_BASES, len(reference))
-        upto = int(np.searchsorted(starts, end)) if end < len(reference) else len(edits)
-        if upto > done:
-            end = max(end, int(ends[upto - 1]))
-        block = np.array(reference[at:end])
-        part = slice(done, upto)
-        cases = reference[edits["start"][part]] & LOWER_CASE
-        single = (replaced[part] == 1) & (edits["length"][part] == 1)
-        block[starts[part][single] - at] = bases[edits["bases_at"][part][single]] | cases[single]
-        pieces, taken = [], at
-        others = np.flatnonzero(~single)
-        for number in others.tolist():
-            edit = edits[done + number]
-            pieces.append(block[taken - at : int(starts[done + number]) - at])
-            first = int(edit["bases_at"])
-            pieces.append(bases[first : first + int(edit["length"])] | cases[number])
-            taken = int(ends[done + number])
-        yield np.concatenate([*pieces, block[taken - at :]]) if pieces else block
-        at, done = end, upto
-
-
-def _edit_rows(edits: NDArray[np.void]) -> NDArray[np.int32]:
-    replaced = edits["ref_length"] - edits["front"] - edits["back"]
-    grown = np.cumsum(edits["length"] - replaced) - (edits["length"] - replaced)
-    starts = edits["start"] + edits["front"]
-    return np.stack([starts, replaced, starts + grown, edits["length"]], axis=1).astype("<i4")
-
-
 def _counts(lengths: array[int], composition: NDArray[np.int64]) -> dict[str, Any]:
     """What `preprocess` counts; nothing is dropped here."""
     bases = sum(lengths)
@@ -421,26 +324,6 @@ def _chosen_samples(samples: str, file: VcfFile) -> list[str]:
     if len(set(names)) < len(names):
         raise ConfigError(f"--samples names '{next(name for name in names if names.count(name) > 1)}' twice. Name it once")
     return names
-
-
-def _read_names(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--contig-names {path}: cannot be read: {error}. Give a table 'name in the VCF<tab>name in the shard'") from None
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        fields = line.split("\t")
-        if len(fields) != 2 or not all(fields) or fields[0] in names:
-            _fail_names(path, number)
-        names[fields[0]] = fields[1]
-    return names
-
-
-def _fail_names(path: Path, number: int) -> NoReturn:
-    raise ConfigError(f"{path}: line {number} is not 'name in the VCF<tab>name in the shard', each name of the VCF once. Mend it")
 
 
 def _short(bases: bytes) -> str:

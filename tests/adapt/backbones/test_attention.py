@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from small_folders import FAMILIES, write_folder
 
 from dnapretrain.adapt.backbones.attention import AttentionShares, _Sums, draw_heat_maps

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from families import NT_V1, bpe_of, random_native, run_config, sizes
 from small_folders import FAMILIES, write_folder
 

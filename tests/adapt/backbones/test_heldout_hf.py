@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from families import bpe_of, write_small
 from reference import reference_logits, small_config, small_encoder, write_random
+from safetensors.torch import load_file, save_file
 
 from dnapretrain.adapt.backbones.heldout_hf import folder_config
 from dnapretrain.cli import main

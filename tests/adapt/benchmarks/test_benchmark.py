@@ -6,16 +6,12 @@ import csv
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from small_folders import write_folder
 
 from dnapretrain.adapt.benchmarks.baselines import (

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from small_folders import write_folder
 
 from dnapretrain.adapt.backbones.backbone import load_backbone

@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from small_folders import write_folder
 
 from dnapretrain.adapt.backbones.backbone import load_backbone

@@ -1,11 +1,6 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from families import bpe_of
 from reference import reference_logits, small_config, small_encoder, write_random
 

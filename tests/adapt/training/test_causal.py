@@ -5,14 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from reference import small_config, write_random
 from small_folders import write_folder
 

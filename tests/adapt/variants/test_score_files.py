@@ -6,13 +6,10 @@ import csv
 import gzip
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "convert"))
 from small_folders import write_folder
 
 from dnapretrain.adapt.backbones.backbone import load_backbone

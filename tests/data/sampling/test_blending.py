@@ -15,7 +15,8 @@ from streams import make_data, make_shard, random_documents, tokenizer_of
 from dnapretrain import _core
 from dnapretrain.config_file import load_config
 from dnapretrain.data.sampling.blending import FAIR_SHARE, Stage, blend_shares, blend_stages, one_epoch
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.errors import ConfigError
 

@@ -13,7 +13,8 @@ from streams import make_data, make_shard, random_documents, tokenizer_of
 from dnapretrain.config_file import load_config
 from dnapretrain.data.sampling.blending import blend_stages
 from dnapretrain.data.sampling.lengths import TrainStream
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.errors import ConfigError, DataError
 

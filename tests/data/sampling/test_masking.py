@@ -12,7 +12,8 @@ from streams import assert_rows, make_data, make_shard, make_stream, random_docu
 
 from dnapretrain import _core
 from dnapretrain.data.sampling.blending import blend_shares
-from dnapretrain.data.sampling.samples import SampleStream, Source
+from dnapretrain.data.sampling.samples import SampleStream
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import whole_documents
 from dnapretrain.errors import ConfigError
 

@@ -14,10 +14,11 @@ from streams import assert_rows, make_data, make_shard, make_stream, random_docu
 
 from dnapretrain import _core
 from dnapretrain.config import SplitConfig
-from dnapretrain.data.sampling import samples
+from dnapretrain.data.sampling import samples, sources
 from dnapretrain.data.sampling.blending import blend_shares
 from dnapretrain.data.sampling.lengths import train_stream
-from dnapretrain.data.sampling.samples import SampleStream, Source, held_out_streams
+from dnapretrain.data.sampling.samples import SampleStream, held_out_streams
+from dnapretrain.data.sampling.sources import Source
 from dnapretrain.data.sampling.split import split_documents, whole_documents
 from dnapretrain.errors import ConfigError, DataError
 
@@ -353,7 +354,8 @@ def test_user_errors():
 
 def test_streams_of_a_configuration(monkeypatch):
     shards = {Path(name): make_shard(random_documents(seed), name) for seed, name in enumerate(("a", "b", "extra"))}
-    monkeypatch.setattr(samples, "open_shard", shards.__getitem__)
+    for module in (samples, sources):
+        monkeypatch.setattr(module, "open_shard", shards.__getitem__)
     split = SplitConfig(by="contig", valid_contigs=("c1",), test_contigs=("c2",))
     data = make_data(train=("a", {"prefix": "b", "weight": 3}), valid={"other": "extra"}, split=split)
     train = train_stream(data, tokenizer_of())

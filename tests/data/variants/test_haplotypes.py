@@ -20,7 +20,7 @@ from dnapretrain.data.sampling.split import split_documents
 from dnapretrain.data.shards.preprocess import preprocess
 from dnapretrain.data.shards.shard import open_shard, shard_file, verify_shard
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
-from dnapretrain.data.variants import haplotypes, variant_store
+from dnapretrain.data.variants import apply_edits, variant_store
 from dnapretrain.data.variants.haplotypes import make_haplotypes
 from dnapretrain.data.variants.variant_store import shared_ends
 from dnapretrain.errors import ConfigError, DataError
@@ -103,7 +103,7 @@ def PAIR(count: int):  # noqa: N802
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_equals_the_plain_version_on_random_variants(tmp_path, monkeypatch, case, block, window):
     left, right, records = case
-    monkeypatch.setattr(haplotypes, "BLOCK_BASES", block)
+    monkeypatch.setattr(apply_edits, "BLOCK_BASES", block)
     monkeypatch.setattr(variant_store.VariantStore.__init__, "__defaults__", (window,))
     samples = ["a", "b.c", "d"]
     prefix = reference(tmp_path, f">c\n{left}{'N' * 10}{right}\n>other\nACGT\n")
