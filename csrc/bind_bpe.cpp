@@ -67,7 +67,6 @@ int64_t feed(BpeTrainer &trainer, const Array<uint8_t> &bases, bool reverse) {
 }  // namespace
 
 void bind_bpe(py::module_ &module) {
-    module.attr("MAX_BPE_TOKENS") = BpeEncoder::kMaxTokens;
     module.attr("MAX_TRAINED_BPE_TOKENS") = BpeTrainer::kMaxTokens;
     py::class_<BpeEncoder, VariableEncoder, std::shared_ptr<BpeEncoder>>(module, "BpeEncoder")
         .def(py::init(&make_encoder), py::kw_only(), py::arg("merges").noconvert(), py::arg("base_ids"), py::arg("k"), py::arg("pad"),
@@ -79,6 +78,5 @@ void bind_bpe(py::module_ &module) {
         .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::kw_only(), py::arg("num_merges"), py::arg("max_length"),
              py::arg("min_count"), py::arg("capacity"))
         .def("feed", &feed, py::arg("bases").noconvert(), py::arg("reverse") = false)
-        .def("learn", &BpeTrainer::learn, py::arg("most"), py::call_guard<py::gil_scoped_release>())
-        .def_property_readonly("num_symbols", &BpeTrainer::num_symbols);
+        .def("learn", &BpeTrainer::learn, py::arg("most"), py::call_guard<py::gil_scoped_release>());
 }

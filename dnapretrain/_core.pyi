@@ -131,8 +131,6 @@ class SplitEncoder(VariableEncoder):
         lowercase_weight: float,
     ) -> None: ...
 
-MAX_BPE_TOKENS: int
-"""Tokens of a BpeEncoder, <unk> included."""
 MAX_TRAINED_BPE_TOKENS: int
 """Tokens of a BpeTrainer, A, C, G and T included."""
 
@@ -171,10 +169,6 @@ class BpeTrainer:
 
     def learn(self, most: int) -> list[tuple[int, int, int]]:
         """Up to `most` more merges: numbers of the parts (A, C, G, T, then products in order) and the count of the pair."""
-
-    @property
-    def num_symbols(self) -> int:
-        """Tokens that the corpus has at present, word ends included."""
 
 class Masking:
     """The masked objective: which tokens are chosen, and what they read. Raises ValueError for values that are no probabilities."""
