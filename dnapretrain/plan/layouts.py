@@ -18,7 +18,7 @@ from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import flops_per_token, pipeline_ends
 from dnapretrain.model.memory import RankMemory, busiest_rank
-from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu
+from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu, mfu_peak
 from dnapretrain.plan.hardware import OURS
 from dnapretrain.plan.step_time import StepTime, step_time
 
@@ -74,7 +74,7 @@ class Layout:
     seconds_per_step: float | None
     tokens_per_second: float | None
     mfu: float | None
-    """Share of the GPUs' dense bf16 peak, by FLOPS_FORMULA."""
+    """Share of the GPUs' dense bf16 peak, with train.fp8 of the dense FP8 peak, by FLOPS_FORMULA."""
 
     @property
     def fits(self) -> bool:
@@ -130,7 +130,7 @@ def layout_of(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu, 
         time=time,
         seconds_per_step=seconds,
         tokens_per_second=seconds and tokens / seconds,
-        mfu=seconds and flops / seconds / (num_gpus * gpu.bf16_tflops * 1e12),
+        mfu=seconds and flops / seconds / (num_gpus * mfu_peak(gpu, config.train.fp8 != "none")[0] * 1e12),
     )
 
 

@@ -140,7 +140,7 @@ def build_trainer(
         place=batch_place(config, platform, data.tokenizer.pad_id),
         vocab_size=data.tokenizer.vocab_size,
         bases_per_token=data.tokenizer.bases_per_token,
-        peak_tflops=peak_of_rank(config.log, platform.name)[0],
+        peak_tflops=peak_of_rank(config, platform.name)[0],
         log=log,
         saver=saver,
         stop=StopRequest(config.train, platform.is_main, signals or StopSignals(), time.monotonic() if started is None else started),
