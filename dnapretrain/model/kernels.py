@@ -43,7 +43,7 @@ TRAIN_KEYS = (
     "cuda_graph_warmup_steps",
 )
 """Settings of section `train` that say which kernels a step takes."""
-PARALLEL_KEYS = ("tp_comm_overlap", "overlap_p2p_comm_warmup_flush")
+PARALLEL_KEYS = ("cp_comm_type", "tp_comm_overlap", "overlap_p2p_comm_warmup_flush")
 
 
 def without_kernels(config: RunConfig) -> RunConfig:
@@ -68,6 +68,7 @@ def transformer_fields(train: TrainConfig, parallel: ParallelConfig) -> dict[str
         "cuda_graph_impl": train.cuda_graph_impl,
         "cuda_graph_warmup_steps": train.cuda_graph_warmup_steps,
         "tp_comm_overlap": parallel.tp_comm_overlap,
+        "cp_comm_type": parallel.cp_comm_type,  # of Transformer Engine alone
     }
     if train.fp8 != "none":
         fields.update(
@@ -92,6 +93,7 @@ def check_kernels(config: RunConfig, platform: Platform) -> None:
         f"train.attention_backend={train.attention_backend}": train.attention_backend != "auto",
         "train.cuda_graph_impl=transformer_engine": train.cuda_graph_impl == "transformer_engine",
         "parallel.tp_comm_overlap": config.parallel.tp_comm_overlap,
+        f"parallel.cp_comm_type={config.parallel.cp_comm_type}": config.parallel.cp_comm_type != "p2p",
     }
     for what, is_set in of_te_layers.items():
         if is_set and why:

@@ -124,6 +124,22 @@ def gather_seconds(gpu: Gpu, num_bytes: float, ranks: int, stride: int) -> float
     return (ranks - 1) / ranks * num_bytes / (LINK_SHARE * bandwidth) + (ranks - 1) * latency
 
 
+def ring_step_seconds(gpu: Gpu, num_bytes: float, ranks: int, stride: int) -> float:
+    """`num_bytes` from each of `ranks` ranks, `stride` apart, to the next at once; across nodes each rank has its own adapter."""
+    in_node = ranks * stride <= GPUS_PER_NODE
+    bandwidth, latency = (gpu.link_bandwidth, LINK_LATENCY) if in_node else (gpu.network_bandwidth, NETWORK_LATENCY)
+    return num_bytes / (LINK_SHARE * bandwidth) + latency
+
+
+def exchange_seconds(gpu: Gpu, num_bytes: float, ranks: int, stride: int) -> float:
+    """An all-to-all: each of `ranks` ranks, `stride` apart, has `num_bytes` and keeps the part for itself; what leaves the node passes the
+    rank's own adapter."""
+    near = min(ranks, max(1, GPUS_PER_NODE // stride))
+    within = (near - 1) / ranks * num_bytes / (LINK_SHARE * gpu.link_bandwidth)
+    beyond = (ranks - near) / ranks * num_bytes / (LINK_SHARE * min(gpu.link_bandwidth, gpu.network_bandwidth))
+    return max(within, beyond) + (LINK_LATENCY if near == ranks else NETWORK_LATENCY)
+
+
 def send_seconds(gpu: Gpu, num_bytes: float, stride: int) -> float:
     """A message to the rank `stride` further on."""
     in_node = 2 * stride <= GPUS_PER_NODE

@@ -22,8 +22,10 @@ from dnapretrain.plan.hardware import (
     RAMP,
     TILE,
     Engine,
+    exchange_seconds,
     gather_seconds,
     matmul_rate,
+    ring_step_seconds,
     shares,
 )
 
@@ -93,6 +95,7 @@ class Work:
     has_dropout: bool
     tp: int
     cp: int
+    cp_comm_type: str
     sequence_parallel: bool
     recompute: str
     fp8_recipe: str | None
@@ -123,6 +126,7 @@ def work_of(config: RunConfig, length: int) -> Work:
         has_dropout=model.hidden_dropout > 0,
         tp=parallel.tensor_model_parallel_size,
         cp=parallel.context_parallel_size,
+        cp_comm_type="all_gather" if config.torch_only or model.transformer_impl == "torch" else parallel.cp_comm_type,
         sequence_parallel=parallel.sequence_parallel,
         recompute=config.train.recompute,
         fp8_recipe=None if config.train.fp8 == "none" else config.train.fp8_recipe,
@@ -189,6 +193,23 @@ def cast_values(work: Work) -> tuple[float, float]:
     return residual + forward, residual + backward
 
 
+def context_seconds(gpu: Gpu, work: Work, attention: float, attention_backward: float) -> tuple[float, float]:
+    """What is seen of context parallelism's communication, forward and backward, beside attention of so many seconds."""
+    cp, tp, own = work.cp, work.tp, VALUE_BYTES * work.tokens / work.tp
+    if cp == 1:
+        return 0.0, 0.0
+    if work.cp_comm_type == "a2a":  # queries, keys, values before attention and its result after it; their gradients the same way back
+        once = exchange_seconds(gpu, own * (2 * work.query + 2 * work.key_value), cp, tp)
+        return once, once
+    if work.cp_comm_type == "all_gather":  # keys and values; backward once more, and their gradients scattered
+        once = gather_seconds(gpu, cp * own * 2 * work.key_value, cp, tp)
+        return once, 2 * once
+    # While a rank works on one part of keys and values the next is on its way; backward with the gradients so far.
+    step = ring_step_seconds(gpu, own * 2 * work.key_value, cp, tp)
+    step_backward = ring_step_seconds(gpu, own * 4 * work.key_value, cp, tp)
+    return (cp - 1) * max(0.0, step - attention / cp), (cp - 1) * max(0.0, step_backward - attention_backward / cp)
+
+
 @lru_cache(maxsize=100_000)
 def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Seconds]:
     """One layer, forward and backward (with what it recomputes)."""
@@ -216,8 +237,7 @@ def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Second
         backward_tp = 2 * gather_inputs * seen + sum(max(0.0, rest) for rest in behind)
     else:
         backward_tp = sum(max(0.0, 2 * gather - hidden) for hidden in weight_gradients[:2])
-    keys_and_values = 2 * work.tokens * work.cp * work.key_value / tp * size
-    exchange = gather_seconds(gpu, keys_and_values, work.cp, tp)
+    exchange, exchange_backward = context_seconds(gpu, work, attention, attention_backward)
 
     forward = Seconds(forward_matmul, attention, passes * size / bandwidth, 0.0, forward_tp, exchange, quantization=casts)
     forward = _with_launches(forward, launches)
@@ -228,7 +248,7 @@ def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Second
         passes_backward * size / bandwidth,
         0.0,
         backward_tp,
-        2 * exchange,
+        exchange_backward,
         again,
         casts_backward,
     )

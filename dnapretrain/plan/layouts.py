@@ -36,6 +36,7 @@ BUBBLE_FORMULA = "(pp - 1) / (micro-batches x vpp), idle time relative to busy t
 SETTINGS = {
     "tensor_model_parallel_size": "tp",
     "context_parallel_size": "cp",
+    "cp_comm_type": "cp_comm_type",
     "pipeline_model_parallel_size": "pp",
     "virtual_pipeline_model_parallel_size": "vpp",
     "sequence_parallel": "sequence_parallel",
@@ -52,6 +53,7 @@ class Layout:
 
     tp: int
     cp: int
+    cp_comm_type: str
     pp: int
     vpp: int | None
     layers: tuple[int, ...]
@@ -205,6 +207,7 @@ def _tried(config: RunConfig, num_gpus: int) -> Iterator[ParallelConfig]:
                 update = {
                     "tensor_model_parallel_size": tp,
                     "context_parallel_size": cp,
+                    "cp_comm_type": config.parallel.cp_comm_type if cp > 1 else "p2p",
                     "pipeline_model_parallel_size": pp,
                     "num_layers_in_first_pipeline_stage": ends and ends[0],
                     "num_layers_in_last_pipeline_stage": ends and ends[1],

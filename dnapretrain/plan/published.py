@@ -138,7 +138,7 @@ def _largest() -> list[PublishedRun]:
         per_token = _full_flops(config, 131_072)
         runs.append(PublishedRun("GPT 175B", README, "h100", gpus, config, 131_072, share * 989e12 / per_token, MEGATRON_OVERLAPPED))
     for gpus, cp, length, batch, tflops in ((8192, 1, 8192, 2048, 430), (16384, 1, 8192, 2048, 400), (16384, 16, 131_072, 128, 380)):
-        parallel = {"tp": 8, "pp": 16, "cp": cp, "vpp": 8, **overlap}
+        parallel = {"tp": 8, "pp": 16, "cp": cp, "cp_comm_type": "all_gather", "vpp": 8, **overlap}
         # 126 layers, one less at each end; 128 here.
         config = _config(
             {"num_layers": 128, "hidden_size": 16384, "num_attention_heads": 128, "num_query_groups": 8, "ffn_hidden_size": 53248},

@@ -32,7 +32,9 @@ TIME_FORMULA = {
     "bubble": "(time of all stages - time of the slowest) / vpp; for even stages (pp - 1) / (micro-batches x vpp) of the busy time",
     "tensor p.": "forward two all-reduces of tokens x hidden per layer, or all-gather + reduce-scatter twice; backward the same, of which "
     "weight and input gradients hide two; rings at 0.8 of the link (NVLink within a node)",
-    "context p.": "all-gather of keys and values per layer, once more in the backward pass, and a reduce-scatter of their gradients",
+    "context p.": "by parallel.cp_comm_type: p2p, the ring's steps (keys and values, backward with their gradients) where they take longer "
+    "than attention's; all_gather (always so with torch's layers), keys and values gathered per layer, once more in the backward pass, "
+    "and their gradients scattered; a2a, queries, keys, values and result exchanged, and their gradients",
     "pipeline p.": "tokens x hidden, twice per micro-batch and boundary; hidden behind a chunk's work when interleaved",
     "data p.": "reduce-scatter of fp32 gradients behind the last backward pass and all-gather of bf16 weights behind the first forward "
     "pass, where they overlap: at least one bucket of 40 M parameters of each is seen; without the distributed optimizer an all-reduce",

@@ -29,8 +29,8 @@ def log_start(
     remarks: list[str],
 ) -> None:
     """Write the run's `start` record and the lines of its console; `remarks` come first."""
-    cp = config.parallel.context_parallel_size
-    paths = active_paths(config.model, config.train.precision, platform, config.torch_only, config.data.document_attention, cp)
+    cp, way = config.parallel.context_parallel_size, config.parallel.cp_comm_type
+    paths = active_paths(config.model, config.train.precision, platform, config.torch_only, config.data.document_attention, cp, way)
     paths |= kernel_paths(config, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)

@@ -335,6 +335,25 @@ def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
     return [attention(ones, ones, ones) for _ in range(2)]
 
 
+def told_of_context(env: Any, store: Any, tree: dict[str, Any]) -> list[str]:
+    """How attention of every layer of Transformer Engine's model was told to exchange over context-parallel ranks."""
+    from dnapretrain.config_file import config_from_dict
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model import build
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+
+    config, platform = config_from_dict(tree), platforms.start("cpu", env)
+    start_groups(platform, config.parallel, config.train.seed, store)
+    plain = build.use_transformer_engine, build.check_kernels
+    build.use_transformer_engine, build.check_kernels = (lambda *_: True), (lambda *_: None)
+    try:
+        chunks = build.build_chunks(config, build_tokenizer(config.tokenizer), platform)
+    finally:
+        build.use_transformer_engine, build.check_kernels = plain
+    return [module.cp_comm_type for chunk in chunks for module in chunk.modules() if hasattr(module, "cp_comm_type")]
+
+
 def over_ranks(env: Any, store: Any, tree: dict[str, Any], tensors: list[Any], mask: Any) -> tuple[Any, Any]:
     """(what Transformer Engine was told of context parallelism; context of this rank's part of padded samples, by our attention)."""
     from megatron.core.transformer.enums import AttnMaskType

@@ -55,7 +55,7 @@ def te_ranks(tmp_path_factory):
         folder = tmp_path_factory.mktemp("te")
         zipfile.ZipFile(given).extractall(folder)
     os.environ[te_on_cpu.FOLDER] = str(folder)
-    pool = RankPool()
+    pool = RankPool(imports="te_on_cpu")  # before Megatron-core
     yield pool
     pool.close()
     os.environ[te_on_cpu.FOLDER] = given
@@ -176,3 +176,12 @@ def test_padded_samples_of_context_parallel_ranks_go_to_our_attention(te_ranks, 
     scores = torch.einsum("sbnd,tbnd->bnst", query, key) / 4
     expected = torch.einsum("bnst,tbnd->sbnd", scores.masked_fill(mask, float("-inf")).softmax(-1), value).flatten(2)
     torch.testing.assert_close(in_order(torch.stack([context for _, context in of_ranks])), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
+@pytest.mark.parametrize("shape", ["decoder", "NT v2"])
+def test_every_layer_is_told_how_context_parallel_ranks_exchange(te_ranks, tiny_config, shape, way):
+    settings = {"model.transformer_impl": "auto", "train.precision": "bf16", "parallel.cp": 2, "parallel.cp_comm_type": way}
+    tree = tiny_config(**{**SHAPES[shape], **settings})
+    told = te_ranks.run(2, te_on_cpu.told_of_context, tree=tree)[0]
+    assert len(told) >= 4 and set(told) == {way}
