@@ -133,6 +133,20 @@ def _check_attention_environment(train: TrainConfig) -> None:
             )
 
 
+def forgotten_scales(train: TrainConfig) -> list[str]:
+    """A warning for people who resume a run with delayed scaling: what no checkpoint holds, and what follows; none for others.
+
+    They are in Transformer Engine's own state of its modules, a pickle that may run what it names: none is stored or read here.
+    """
+    if train.fp8 == "none" or train.fp8_recipe != "delayed":
+        return []
+    return [
+        "WARNING: checkpoints hold no FP8 scales of train.fp8_recipe=delayed: they begin at 1 and are measured anew from the first "
+        "micro-batch on, whose smallest gradients may vanish. The run goes on close to, not bit for bit like, one without a stop; "
+        "train.fp8_recipe=tensorwise has no history."
+    ]
+
+
 def fuse_weight_gradients(chunk: Any) -> None:
     """Let Transformer Engine's layers of `chunk` add weight gradients to the fp32 sums; Megatron's own linear layers, the output layer
     among them, do so where Apex's extension is installed."""

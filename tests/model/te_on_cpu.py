@@ -288,7 +288,7 @@ def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int, sav
         build.use_transformer_engine = plain
 
 
-def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
+def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = False) -> Any:
     """`training.train` on Transformer Engine's layers, as it runs on a GPU that has FP8: what it gives, the recipes that passes were
     in (class, format, history and its algorithm; None where a layer was in none), and the number of products in FP8."""
     import transformer_engine.pytorch.quantization as quantization
@@ -308,7 +308,7 @@ def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
 
     LayerNormLinear.forward, before = forward, Kernels.fp8_products
     try:
-        return train(env, store, tree, "te", until), seen, Kernels.fp8_products - before
+        return train(env, store, tree, "te", until, save), seen, Kernels.fp8_products - before
     finally:
         LayerNormLinear.forward, kernels.why_torch = plain_forward, plain_why
 

@@ -72,6 +72,12 @@ def test_the_rest_reaches_megatron(build, monkeypatch):
     assert (found.cuda_graph_impl, found.cuda_graph_warmup_steps, found.tp_comm_overlap) == ("local", 4, True)
 
 
+def test_a_resume_with_delayed_scaling_is_told_what_it_lacks(build):
+    (said,) = kernels.forgotten_scales(build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train)
+    assert "train.fp8_recipe=delayed: they begin at 1" in said and "tensorwise" in said
+    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train) == kernels.forgotten_scales(build().train) == []
+
+
 @pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
 def test_communication_of_context_parallelism_reaches_megatron(build, way):
     assert fields(build(**{"parallel.cp": 2, "parallel.cp_comm_type": way})).cp_comm_type == way

@@ -147,8 +147,12 @@ def test_the_first_and_the_last_layer_stay_in_bf16(te_ranks, tiny_config):
 
 def test_delayed_scaling_has_the_history_of_the_settings(te_ranks, tiny_config):
     settings = {**SHAPES["decoder"], **FP8, "train.fp8_recipe": "delayed", "train.fp8_amax_history_len": 7}
-    _, recipes, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("delayed", **settings), until=1)[0]
+    tree = tiny_config("delayed", **settings)
+    begun, recipes, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tree, until=1, save=True)[0]
     assert set(recipes) == {("TEDelayedScaling", "HYBRID", 7, "max")}
+    resumed, _, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tree, until=2)[0]
+    assert len(resumed.losses) == 1
+    assert "hold no FP8 scales" in resumed.log and "hold no FP8 scales" not in begun.log
 
 
 @pytest.mark.parametrize("impl", ["te", "torch"])
