@@ -27,12 +27,12 @@ ERROR_SECONDS = 60
 """So long the other ranks may go on after one has failed: they may wait for it, and its error is what the test needs."""
 
 
-def _serve(rank: int, pipe: Any) -> None:
+def _serve(rank: int, pipe: Any, imports: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-    importlib.import_module("dnapretrain.train.run")
+    importlib.import_module(imports)
 
     gc.collect()
     gc.freeze()  # half a million objects that stay need not be looked at after each call
@@ -96,7 +96,9 @@ def count_threads(env: Any, store: Any) -> int:
 class RankPool:
     """Runs `function(env, store, **arguments)` on the first `world_size` ranks at once; results in rank order."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: str = "dnapretrain.train.run") -> None:
+        """Each rank imports the module `imports` first."""
+        self._imports = imports
         self._context = multiprocessing.get_context("spawn")
         self._ranks: list[tuple[Any, Any]] = []
         atexit.register(self.close)  # not daemons: checkpoint writers are children of theirs
@@ -104,7 +106,7 @@ class RankPool:
     def run(self, world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
         while len(self._ranks) < world_size:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(len(self._ranks), theirs), daemon=False)
+            process = self._context.Process(target=_serve, args=(len(self._ranks), theirs, self._imports), daemon=False)
             process.start()
             self._ranks.append((process, ours))
         with tempfile.TemporaryDirectory() as folder:

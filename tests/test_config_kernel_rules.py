@@ -23,6 +23,7 @@ FP8 = {"train.fp8": "hybrid"}
 DELAYED = {**FP8, "train.fp8_recipe": "delayed"}
 YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16}
 SP = {"parallel.tp": 2, "parallel.sequence_parallel": True}
+A2A = {"parallel.cp": 2, "parallel.cp_comm_type": "a2a"}
 GRAPHS = {"train.cuda_graph_impl": "local"}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -65,6 +66,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"parallel.batch_p2p_comm": True}, "of at least 2"),
     ({"parallel.batch_p2p_comm": True, "parallel.pp": 2, "parallel.vpp": 2}, "wrong in silence"),
     ({"parallel.overlap_p2p_comm_warmup_flush": True, "parallel.pp": 2}, "interleaved schedule"),
+    ({"parallel.cp_comm_type": "a2a"}, "is for parallel.context_parallel_size of at least 2"),
+    ({**A2A, "model.transformer_impl": "torch"}, "Remove it: torch's gather keys and values"),
+    ({**A2A, "data.document_attention": True, "data.sampling": "packed"}, "document_attention"),
+    ({**A2A, "train.precision": "fp32"}, "no fp32 kernels with context parallelism"),
+    ({**A2A, **ENCODER, "model.position_embedding_type": "alibi"}, "no ALiBi with context parallelism"),
+    ({**A2A, "parallel.tp": 4}, "model.num_attention_heads = 4 is not a multiple of tensor_model_parallel_size x"),
+    ({**A2A, "model.num_query_groups": 1}, "model.num_query_groups = 1 is not a multiple of"),
+    ({**A2A, "parallel.cp_comm_type": "all_gather", "model.kv_channels": 12}, "here it is 12"),
+    ({**A2A, "parallel.cp_comm_type": "a2a+p2p"}, "parallel.cp_comm_type"),
 ]
 ACCEPTED: list[dict[str, Any]] = [
     FP8,
@@ -79,6 +89,10 @@ ACCEPTED: list[dict[str, Any]] = [
     {"parallel.tp_comm_overlap": True, **SP},
     {"parallel.batch_p2p_comm": False, "parallel.pp": 2},
     {"parallel.overlap_p2p_comm_warmup_flush": True, "parallel.pp": 2, "parallel.vpp": 2},
+    A2A,
+    {**A2A, "parallel.tp": 2},
+    {**A2A, "parallel.cp_comm_type": "all_gather", "model.num_query_groups": 1},
+    {"parallel.cp_comm_type": "p2p", "model.transformer_impl": "torch"},
 ]
 
 

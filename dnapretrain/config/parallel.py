@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dnapretrain.config.section import Section
@@ -20,6 +22,9 @@ class ParallelConfig(Section):
     the ranks between share the rest evenly. Default: as many as the others."""
     context_parallel_size: int = Field(1, gt=0)
     """Ranks that share each sample, a part of its sequence each; they hold the same weights."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a"] = "p2p"
+    """How Transformer Engine's attention sees the others' parts. p2p: keys and values pass round a ring while it works. all_gather: they
+    are gathered first, as the torch layers always do. a2a: a rank gets all of the sequence for some heads (as many on each)."""
     sequence_parallel: bool = False
     """Shard activations between tensor-parallel regions along the sequence."""
     use_distributed_optimizer: bool = False

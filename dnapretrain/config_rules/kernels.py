@@ -20,6 +20,7 @@ def check_kernel_rules(config: RunConfig) -> None:
     _check_fusions(config)
     _check_cuda_graphs(config)
     _check_communication(config)
+    _check_cp_comm_type(config)
     if config.train.attention_backend != "auto":
         _needs_te_layers(config, f"train.attention_backend={config.train.attention_backend}", "Set it to auto.")
 
@@ -189,3 +190,25 @@ def _check_communication(config: RunConfig) -> None:
             "parallel.overlap_p2p_comm_warmup_flush is for the interleaved schedule. Remove it, or set "
             "virtual_pipeline_model_parallel_size."
         )
+
+
+def _check_cp_comm_type(config: RunConfig) -> None:
+    """Settings other than the ring, which takes all that Transformer Engine's attention takes with context parallelism."""
+    parallel, model = config.parallel, config.model
+    what, cp, tp = f"parallel.cp_comm_type={parallel.cp_comm_type}", parallel.context_parallel_size, parallel.tensor_model_parallel_size
+    if parallel.cp_comm_type == "p2p":
+        return
+    if cp == 1:
+        raise ConfigError(f"{what} is for parallel.context_parallel_size of at least 2. Remove it.")
+    _needs_te_layers(config, what, "Remove it: torch's gather keys and values.")
+    if config.torch_only:  # ALiBi, fp32
+        raise ConfigError(f"{what} is for the layers of Transformer Engine, but {config.torch_only}: torch's gather. Remove it.")
+    if model.head_dim % 8:
+        raise ConfigError(f"{what} takes heads whose width is a multiple of 8; here it is {model.head_dim}. Set it to p2p.")
+    heads = {"model.num_attention_heads": model.num_attention_heads, "model.num_query_groups": model.query_groups}
+    for name, number in heads.items():
+        if parallel.cp_comm_type == "a2a" and number % (tp * cp):
+            raise ConfigError(
+                f"{what} spreads the heads of a tensor-parallel rank over context-parallel ranks: {name} = {number} is not a multiple of "
+                f"tensor_model_parallel_size x context_parallel_size = {tp * cp}. Set it to p2p or all_gather, or use fewer ranks."
+            )

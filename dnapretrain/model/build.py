@@ -60,7 +60,6 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, train: T
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
         context_parallel_size=parallel.context_parallel_size,
-        cp_comm_type="p2p",  # of Transformer Engine alone: its ring, which takes any number of heads
         sequence_parallel=parallel.sequence_parallel,
         use_cpu_initialization=not platform.is_cuda,
         recompute_granularity=None if recompute == "none" else recompute,

@@ -43,7 +43,7 @@ TRAIN_KEYS = (
     "cuda_graph_warmup_steps",
 )
 """Settings of section `train` that say which kernels a step takes."""
-PARALLEL_KEYS = ("tp_comm_overlap", "overlap_p2p_comm_warmup_flush")
+PARALLEL_KEYS = ("cp_comm_type", "tp_comm_overlap", "overlap_p2p_comm_warmup_flush")
 
 
 def without_kernels(config: RunConfig) -> RunConfig:
@@ -68,6 +68,7 @@ def transformer_fields(train: TrainConfig, parallel: ParallelConfig) -> dict[str
         "cuda_graph_impl": train.cuda_graph_impl,
         "cuda_graph_warmup_steps": train.cuda_graph_warmup_steps,
         "tp_comm_overlap": parallel.tp_comm_overlap,
+        "cp_comm_type": parallel.cp_comm_type,  # of Transformer Engine alone
     }
     if train.fp8 != "none":
         fields.update(
@@ -92,6 +93,7 @@ def check_kernels(config: RunConfig, platform: Platform) -> None:
         f"train.attention_backend={train.attention_backend}": train.attention_backend != "auto",
         "train.cuda_graph_impl=transformer_engine": train.cuda_graph_impl == "transformer_engine",
         "parallel.tp_comm_overlap": config.parallel.tp_comm_overlap,
+        f"parallel.cp_comm_type={config.parallel.cp_comm_type}": config.parallel.cp_comm_type != "p2p",
     }
     for what, is_set in of_te_layers.items():
         if is_set and why:
@@ -129,6 +131,20 @@ def _check_attention_environment(train: TrainConfig) -> None:
                 f"train.attention_backend={train.attention_backend} sets {variable}={expected}, but the environment has "
                 f"{os.environ[variable]}. Unset it, and choose by train.attention_backend."
             )
+
+
+def forgotten_scales(train: TrainConfig) -> list[str]:
+    """A warning for people who resume a run with delayed scaling: what no checkpoint holds, and what follows; none for others.
+
+    They are in Transformer Engine's own state of its modules, a pickle that may run what it names: none is stored or read here.
+    """
+    if train.fp8 == "none" or train.fp8_recipe != "delayed":
+        return []
+    return [
+        "WARNING: checkpoints hold no FP8 scales of train.fp8_recipe=delayed: they begin at 1 and are measured anew from the first "
+        "micro-batch on, whose smallest gradients may vanish. The run goes on close to, not bit for bit like, one without a stop; "
+        "train.fp8_recipe=tensorwise has no history."
+    ]
 
 
 def fuse_weight_gradients(chunk: Any) -> None:

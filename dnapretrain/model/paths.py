@@ -43,13 +43,14 @@ def active_paths(
     torch_only: str = "",
     document_attention: bool = False,
     context_parallel_size: int = 1,
+    cp_comm_type: str = "p2p",
 ) -> dict[str, str]:
     """Name of each part -> what it runs on, on this platform, and why. `torch_only`: see RunConfig."""
     reason = why_torch(model, platform, torch_only)
     not_flex = why_not_flex(model, platform.is_cuda, document_attention, context_parallel_size)
     attention = _torch_attention(model, not_flex, document_attention) if reason else _transformer_engine_attention(model, precision)
     if context_parallel_size > 1:
-        attention += f"; {_context_parallel(model, reason is None)} of {context_parallel_size} context-parallel ranks"
+        attention += f"; {_context_parallel(model, reason is None, cp_comm_type)} of {context_parallel_size} context-parallel ranks"
     return {
         "device": platform.name,
         "collectives": platform.backend,
@@ -68,10 +69,11 @@ def _fusion(model: ModelConfig) -> str:
     return "Transformer Engine (fused norm and linear)"
 
 
-def _context_parallel(model: ModelConfig, is_te: bool) -> str:
+def _context_parallel(model: ModelConfig, is_te: bool, cp_comm_type: str) -> str:
     if not is_te:
         return "keys and values gathered"
-    return "Transformer Engine's ring" + (
+    ways = {"p2p": "ring", "all_gather": "gathered keys and values", "a2a": "exchange of heads"}
+    return f"Transformer Engine's {ways[cp_comm_type]}" + (
         "" if model.kind == "decoder" else ", where a sample is padded torch with keys and values gathered,"
     )
 

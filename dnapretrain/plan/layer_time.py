@@ -18,10 +18,14 @@ from dnapretrain.plan.hardware import (
     LAUNCH_SECONDS,
     MASKED_ATTENTION,
     MEMORY_SHARE,
+    QUANTIZATION,
     RAMP,
     TILE,
     Engine,
+    exchange_seconds,
     gather_seconds,
+    matmul_rate,
+    ring_step_seconds,
     shares,
 )
 
@@ -42,6 +46,8 @@ class Seconds:
     """Collectives that nothing hides."""
     context_parallel: float = 0.0
     recomputed: float = 0.0
+    quantization: float = 0.0
+    """Scales and casts of what goes into products in FP8."""
 
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(*(mine + its for mine, its in zip(self.parts, other.parts, strict=True)))
@@ -60,6 +66,7 @@ class Seconds:
             self.tensor_parallel,
             self.context_parallel,
             self.recomputed,
+            self.quantization,
         )
 
     @property
@@ -88,8 +95,11 @@ class Work:
     has_dropout: bool
     tp: int
     cp: int
+    cp_comm_type: str
     sequence_parallel: bool
     recompute: str
+    fp8_recipe: str | None
+    """None: the layer is in bf16."""
 
     @property
     def residual_tokens(self) -> int:
@@ -116,18 +126,21 @@ def work_of(config: RunConfig, length: int) -> Work:
         has_dropout=model.hidden_dropout > 0,
         tp=parallel.tensor_model_parallel_size,
         cp=parallel.context_parallel_size,
+        cp_comm_type="all_gather" if config.torch_only or model.transformer_impl == "torch" else parallel.cp_comm_type,
         sequence_parallel=parallel.sequence_parallel,
         recompute=config.train.recompute,
+        fp8_recipe=None if config.train.fp8 == "none" else config.train.fp8_recipe,
     )
 
 
-def matmul_seconds(gpu: Gpu, rows: int, columns: int, terms: int) -> float:
-    """A product [rows, terms] x [terms, columns] in bf16: by arithmetic in whole waves of tiles, or by memory if that takes longer."""
+def matmul_seconds(gpu: Gpu, rows: int, columns: int, terms: int, is_fp8: bool = False) -> float:
+    """A product [rows, terms] x [terms, columns] of bf16 or FP8 values to bf16: by arithmetic in whole waves of tiles, or by memory if that
+    takes longer."""
     tiles = math.ceil(rows / TILE) * math.ceil(columns / TILE)
     waves = math.ceil(tiles / gpu.multiprocessors)
-    of_wave = 2.0 * TILE * TILE * gpu.multiprocessors * (terms + RAMP)
-    moved = VALUE_BYTES * (rows * terms + terms * columns + rows * columns)
-    return max(waves * of_wave / (gpu.bf16_tflops * 1e12 * shares(gpu).matmul), moved / (gpu.memory_bandwidth * MEMORY_SHARE))
+    of_wave = 2.0 * TILE * TILE * gpu.multiprocessors * (terms + (2 if is_fp8 else 1) * RAMP)
+    moved = (1 if is_fp8 else VALUE_BYTES) * (rows * terms + terms * columns) + VALUE_BYTES * rows * columns
+    return max(waves * of_wave / matmul_rate(gpu, is_fp8), moved / (gpu.memory_bandwidth * MEMORY_SHARE))
 
 
 def attention_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[float, float]:
@@ -136,7 +149,7 @@ def attention_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[float, floa
     pairs = work.tokens * work.keys / work.tp
     if not engine.fused_attention:
         heads, bandwidth = work.query // work.head_dim, gpu.memory_bandwidth * MEMORY_SHARE
-        rate = gpu.bf16_tflops * 1e12 * shares(gpu).matmul * work.head_dim / (work.head_dim + HEAD_RAMP)
+        rate = matmul_rate(gpu) * work.head_dim / (work.head_dim + HEAD_RAMP)
         moved = VALUE_BYTES * heads * pairs / bandwidth
         return 4.0 * pairs * work.query / rate + 6.0 * moved, 8.0 * pairs * work.query / rate + 10.0 * moved
     scores = pairs * work.query * (0.5 if work.is_causal and not work.has_mask else 1.0)
@@ -162,7 +175,39 @@ def elementwise_passes(work: Work, engine: Engine) -> tuple[float, float]:
 
 def kernels(work: Work, engine: Engine) -> tuple[int, int]:
     """Launches of a layer, forward and backward: counted in Megatron-core's layer, to a few."""
-    return (16, 30) if engine.fused_elementwise else (28, 55)
+    forward, backward = (16, 30) if engine.fused_elementwise else (28, 55)
+    casts = 4 * QUANTIZATION[work.fp8_recipe].kernels if work.fp8_recipe else 0
+    return forward + casts, backward + casts
+
+
+def cast_seconds(gpu: Gpu, values: float, recipe: str) -> float:
+    """Making FP8 values of so many bf16 ones, both ways round: passes over memory."""
+    return QUANTIZATION[recipe].value_bytes * values / (gpu.memory_bandwidth * MEMORY_SHARE)
+
+
+def cast_values(work: Work) -> tuple[float, float]:
+    """bf16 values that become FP8 in a layer: forward what goes into its four products, backward the gradients of what came out."""
+    residual = 2 * work.residual_tokens * work.hidden
+    forward = work.tokens * (work.query + work.ffn) / work.tp
+    backward = work.tokens * (work.query + 2 * work.key_value + (2 if work.is_gated else 1) * work.ffn) / work.tp
+    return residual + forward, residual + backward
+
+
+def context_seconds(gpu: Gpu, work: Work, attention: float, attention_backward: float) -> tuple[float, float]:
+    """What is seen of context parallelism's communication, forward and backward, beside attention of so many seconds."""
+    cp, tp, own = work.cp, work.tp, VALUE_BYTES * work.tokens / work.tp
+    if cp == 1:
+        return 0.0, 0.0
+    if work.cp_comm_type == "a2a":  # queries, keys, values before attention and its result after it; their gradients the same way back
+        once = exchange_seconds(gpu, own * (2 * work.query + 2 * work.key_value), cp, tp)
+        return once, once
+    if work.cp_comm_type == "all_gather":  # keys and values; backward once more, and their gradients scattered
+        once = gather_seconds(gpu, cp * own * 2 * work.key_value, cp, tp)
+        return once, 2 * once
+    # While a rank works on one part of keys and values the next is on its way; backward with the gradients so far.
+    step = ring_step_seconds(gpu, own * 2 * work.key_value, cp, tp)
+    step_backward = ring_step_seconds(gpu, own * 4 * work.key_value, cp, tp)
+    return (cp - 1) * max(0.0, step - attention / cp), (cp - 1) * max(0.0, step_backward - attention_backward / cp)
 
 
 @lru_cache(maxsize=100_000)
@@ -171,26 +216,31 @@ def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Second
     tp, size = work.tp, VALUE_BYTES
     column = ((work.query + 2 * work.key_value) // tp, work.hidden), ((2 if work.is_gated else 1) * work.ffn // tp, work.hidden)
     row = (work.hidden, work.query // tp), (work.hidden, work.ffn // tp)
-    forward_matmul = sum(matmul_seconds(gpu, work.tokens, rows, terms) for rows, terms in (*column, *row))
-    input_gradients = [matmul_seconds(gpu, work.tokens, terms, rows) for rows, terms in (*column, *row)]
-    weight_gradients = [matmul_seconds(gpu, rows, terms, work.tokens) for rows, terms in (*column, *row)]
+    is_fp8 = work.fp8_recipe is not None
+    forward_matmul = sum(matmul_seconds(gpu, work.tokens, rows, terms, is_fp8) for rows, terms in (*column, *row))
+    input_gradients = [matmul_seconds(gpu, work.tokens, terms, rows, is_fp8) for rows, terms in (*column, *row)]
+    weight_gradients = [matmul_seconds(gpu, rows, terms, work.tokens, is_fp8) for rows, terms in (*column, *row)]
+    casts, casts_backward = (cast_seconds(gpu, values, work.fp8_recipe) if work.fp8_recipe else 0.0 for values in cast_values(work))
     attention, attention_backward = attention_seconds(gpu, work, engine)
     bandwidth = gpu.memory_bandwidth * MEMORY_SHARE
     passes, passes_backward = elementwise_passes(work, engine)
     launches, launches_backward = kernels(work, engine)
 
     gather = gather_seconds(gpu, work.tokens * work.hidden * size, tp, 1)
+    gather_inputs = gather_seconds(gpu, work.tokens * work.hidden, tp, 1) if is_fp8 and work.sequence_parallel else gather
     seen = 1 / tp if engine.overlaps_tensor_parallel else 1.0
-    forward_tp = 4 * gather * seen  # two all-reduces, or with sequence parallelism an all-gather and a reduce-scatter twice
+    forward_tp = (
+        2 * (gather + gather_inputs) * seen
+    )  # two all-reduces, or with sequence parallelism an all-gather and a reduce-scatter twice
     if work.sequence_parallel:  # gathering inputs anew hides behind input gradients, scattering these behind weight gradients
-        behind = (*input_gradients[:2], *weight_gradients[:2])
-        backward_tp = 2 * gather * seen + sum(max(0.0, gather - hidden) for hidden in behind)
+        behind = [gather_inputs - hidden for hidden in input_gradients[:2]] + [gather - hidden for hidden in weight_gradients[:2]]
+        backward_tp = 2 * gather_inputs * seen + sum(max(0.0, rest) for rest in behind)
     else:
         backward_tp = sum(max(0.0, 2 * gather - hidden) for hidden in weight_gradients[:2])
-    keys_and_values = 2 * work.tokens * work.cp * work.key_value / tp * size
-    exchange = gather_seconds(gpu, keys_and_values, work.cp, tp)
+    exchange, exchange_backward = context_seconds(gpu, work, attention, attention_backward)
 
-    forward = _with_launches(Seconds(forward_matmul, attention, passes * size / bandwidth, 0.0, forward_tp, exchange), launches)
+    forward = Seconds(forward_matmul, attention, passes * size / bandwidth, 0.0, forward_tp, exchange, quantization=casts)
+    forward = _with_launches(forward, launches)
     again = {"none": 0.0, "selective": attention + exchange, "full": forward.total}[work.recompute]
     backward = Seconds(
         sum(input_gradients) + sum(weight_gradients),
@@ -198,8 +248,9 @@ def layer_seconds(gpu: Gpu, work: Work, engine: Engine) -> tuple[Seconds, Second
         passes_backward * size / bandwidth,
         0.0,
         backward_tp,
-        2 * exchange,
+        exchange_backward,
         again,
+        casts_backward,
     )
     return forward, _with_launches(backward, launches_backward)
 

@@ -18,7 +18,7 @@ from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import flops_per_token, pipeline_ends
 from dnapretrain.model.memory import RankMemory, busiest_rank
-from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu
+from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu, mfu_peak
 from dnapretrain.plan.hardware import OURS
 from dnapretrain.plan.step_time import StepTime, step_time
 
@@ -36,6 +36,7 @@ BUBBLE_FORMULA = "(pp - 1) / (micro-batches x vpp), idle time relative to busy t
 SETTINGS = {
     "tensor_model_parallel_size": "tp",
     "context_parallel_size": "cp",
+    "cp_comm_type": "cp_comm_type",
     "pipeline_model_parallel_size": "pp",
     "virtual_pipeline_model_parallel_size": "vpp",
     "sequence_parallel": "sequence_parallel",
@@ -52,6 +53,7 @@ class Layout:
 
     tp: int
     cp: int
+    cp_comm_type: str
     pp: int
     vpp: int | None
     layers: tuple[int, ...]
@@ -74,7 +76,7 @@ class Layout:
     seconds_per_step: float | None
     tokens_per_second: float | None
     mfu: float | None
-    """Share of the GPUs' dense bf16 peak, by FLOPS_FORMULA."""
+    """Share of the GPUs' dense bf16 peak, with train.fp8 of the dense FP8 peak, by FLOPS_FORMULA."""
 
     @property
     def fits(self) -> bool:
@@ -130,7 +132,7 @@ def layout_of(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu, 
         time=time,
         seconds_per_step=seconds,
         tokens_per_second=seconds and tokens / seconds,
-        mfu=seconds and flops / seconds / (num_gpus * gpu.bf16_tflops * 1e12),
+        mfu=seconds and flops / seconds / (num_gpus * mfu_peak(gpu, config.train.fp8 != "none")[0] * 1e12),
     )
 
 
@@ -205,6 +207,7 @@ def _tried(config: RunConfig, num_gpus: int) -> Iterator[ParallelConfig]:
                 update = {
                     "tensor_model_parallel_size": tp,
                     "context_parallel_size": cp,
+                    "cp_comm_type": config.parallel.cp_comm_type if cp > 1 else "p2p",
                     "pipeline_model_parallel_size": pp,
                     "num_layers_in_first_pipeline_stage": ends and ends[0],
                     "num_layers_in_last_pipeline_stage": ends and ends[1],

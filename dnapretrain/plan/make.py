@@ -10,7 +10,7 @@ from dnapretrain.data.tokens.tokenizers import Tokenizer, countable_tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import FLOPS_FORMULA, stored_parameters, total_parameters
 from dnapretrain.model.memory import MEMORY_FORMULA
-from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu
+from dnapretrain.parallel.gpus import GPUS_PER_NODE, Gpu, check_fp8, mfu_peak
 from dnapretrain.plan.layouts import (
     BUBBLE_FORMULA,
     FP32_RANKING,
@@ -33,12 +33,14 @@ from dnapretrain.plan.storage import STORAGE_FORMULA, storage
 def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float | None = None) -> dict[str, Any]:
     """The plan of `config` on `num_gpus` of `gpu`; `mfu`: a share of the peak to say a time for as well.
 
-    Raises ConfigError for a number of GPUs or an MFU out of range.
+    Raises ConfigError for a number of GPUs or an MFU out of range, and for train.fp8 on a GPU that has none.
     """
     if num_gpus < 1:
         raise ConfigError(f"--gpus = {num_gpus} is below 1. Give the number of GPUs.")
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu = {mfu} is not a share of the peak. Give a number above 0 and at most 1, e.g. 0.4.")
+    if config.train.fp8 != "none":
+        check_fp8(gpu, config.train.fp8_recipe)
     tokenizer = countable_tokenizer(config.tokenizer)
     compute = compute_of_run(config, tokenizer.vocab_size)
     length = max(stage["sequence_length"] for stage in compute["stages"])
@@ -59,11 +61,13 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float | None = No
     best = [described(layout) for layout in rank_layouts(legal)]
     stored = stored_parameters(config, tokenizer.vocab_size, tokenizer.pad_id)
     rate = best[0]["tokens_per_second"] if best else None
+    peak, of_what = mfu_peak(gpu, config.train.fp8 != "none")
     return {
-        "gpu": {**asdict(gpu), "count": num_gpus, "per_node": GPUS_PER_NODE},
+        "gpu": {**asdict(gpu), "count": num_gpus, "per_node": GPUS_PER_NODE, "mfu_tflops": peak},
         "model": {**config.model.model_dump(), "head_dim": config.model.head_dim, "query_groups": config.model.query_groups},
         "sequence_length": length,
         "precision": config.train.precision,
+        "fp8": None if config.train.fp8 == "none" else config.train.fp8_recipe,
         "vocab_size": tokenizer.vocab_size,
         "padded_vocab_size": padded_vocab_size(tokenizer.vocab_size),
         "parameters": {"total": total_parameters(config, tokenizer.vocab_size, tokenizer.pad_id), "stored": stored},
@@ -79,6 +83,7 @@ def make_plan(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float | None = No
         "formulas": {
             "memory": MEMORY_FORMULA,
             "FLOPs": FLOPS_FORMULA,
+            "MFU": f"these FLOPs per second over GPUs x {peak:,g} TFLOP/s, the {of_what} peak, whatever part is done in it",
             "time": TIME_FORMULA,
             "order": RANKING if config.train.precision == "bf16" else FP32_RANKING,
             "bubble": BUBBLE_FORMULA,
@@ -101,8 +106,8 @@ def _whole_run(
 
 
 def _assumed(config: RunConfig, compute: dict[str, Any], num_gpus: int, gpu: Gpu, mfu: float) -> dict[str, float | None]:
-    """Times at an assumed share of the bf16 peak, whatever the layout."""
-    rate = num_gpus * gpu.bf16_tflops * 1e12 * mfu if config.train.precision == "bf16" else None
+    """Times at an assumed share of the peak that MFU is measured against, whatever the layout."""
+    rate = num_gpus * mfu_peak(gpu, config.train.fp8 != "none")[0] * 1e12 * mfu if config.train.precision == "bf16" else None
     return {
         "mfu": mfu,
         "seconds_per_step": rate and compute["flops_per_step"] / rate,

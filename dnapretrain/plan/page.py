@@ -17,6 +17,7 @@ TIME_NAMES = {
     "matmul": "matmul",
     "attention": "attention",
     "elementwise": "elementwise",
+    "quantization": "FP8 casts",
     "launches": "launches",
     "recomputed": "recomputed",
     "tensor_parallel": "tensor p.",
@@ -34,11 +35,12 @@ def format_plan(plan: dict[str, Any]) -> str:
     parameters = plan["parameters"]
     lines = [
         f"{gpu['count']:,} x {gpu['kind']}, {gpu['memory_bytes'] / 2**30:.1f} GiB at {gpu['memory_bandwidth'] / 1e12:.2f} TB/s, "
-        f"{gpu['bf16_tflops']:,.0f} TFLOP/s (dense bf16), {gpu['link_bandwidth'] / 1e9:,.0f} GB/s to its node, "
+        f"{gpu['bf16_tflops']:,.0f} TFLOP/s (dense bf16{_fp8_peak(plan)}), {gpu['link_bandwidth'] / 1e9:,.0f} GB/s to its node, "
         f"{gpu['network_bandwidth'] / 1e9:,.0f} to others; {gpu['per_node']} per node",
         "",
         f"model        {model['kind']}, {model['num_layers']} layers, hidden {model['hidden_size']:,}, ffn {model['ffn_hidden_size']:,}, "
-        f"{model['num_attention_heads']} heads of {model['head_dim']} ({model['query_groups']} key/value), {plan['precision']}",
+        f"{model['num_attention_heads']} heads of {model['head_dim']} ({model['query_groups']} key/value), {plan['precision']}"
+        + ("" if plan["fp8"] is None else f", products of layers in FP8 ({plan['fp8']})"),
         f"tokens       vocabulary {plan['vocab_size']:,} ({plan['padded_vocab_size']:,} with padding), "
         f"sequence {plan['sequence_length']:,}, {compute['tokens_per_step']:,} tokens per step",
         f"parameters   {parameters['total']:,} ({parameters['stored']:,} with the vocabulary's padding)",
@@ -47,18 +49,22 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"FLOPs        {compute['flops_per_token']:.4g} per token, {compute['flops_per_step']:.4g} per step, "
         f"{compute['flops_of_run']:.4g} for the run",
         *_storage_lines(plan["storage"]),
-        *_assumed_lines(plan["assumed"], gpu["count"]),
+        *_assumed_lines(plan["assumed"], gpu["count"], _mfu_peak(plan)),
         *_stage_lines(compute["stages"]),
         "",
         *_layout_table(plan),
         *_best_lines(plan),
     ]
     lines += _wrapped("fits", "GPU memory less what the busiest rank needs; (SP) sequence parallel, (DO) distributed optimizer")
-    lines += [line for name in ("order", "bubble", "FLOPs", "storage") for line in _wrapped(name, plan["formulas"][name])]
+    lines += [line for name in ("order", "bubble", "FLOPs", "MFU", "storage") for line in _wrapped(name, plan["formulas"][name])]
     for name in ("time", "memory"):
         lines += [name]
         lines += [line for part, text in plan["formulas"][name].items() for line in _wrapped(f"  {part}", text)]
     return "\n".join(lines)
+
+
+def _fp8_peak(plan: dict[str, Any]) -> str:
+    return "" if plan["fp8"] is None else f", {plan['gpu']['fp8_tflops']:,.0f} in FP8"
 
 
 def write_layout(plan: dict[str, Any], file: Path, source: str) -> None:
@@ -141,7 +147,7 @@ def _best_lines(plan: dict[str, Any]) -> list[str]:
         lines += _wrapped(
             "its run",
             f"{best['days']:,.3g} days, {best['gpu_hours']:,.0f} GPU-hours, {best['tokens_per_second']:,.0f} tokens/s, "
-            f"MFU {best['mfu']:.1%}",
+            f"MFU {best['mfu']:.1%} of {_mfu_peak(plan)}",
         )
     chunk = memory["layers"] // (best["vpp"] or 1)
     lines += _wrapped(
@@ -162,13 +168,18 @@ def _storage_lines(storage: dict[str, Any]) -> list[str]:
     ]
 
 
-def _assumed_lines(assumed: dict[str, Any] | None, num_gpus: int) -> list[str]:
+def _mfu_peak(plan: dict[str, Any]) -> str:
+    """The peak that MFU is a share of, in words."""
+    return f"{plan['gpu']['mfu_tflops']:,.0f} TFLOP/s (dense {'bf16' if plan['fp8'] is None else 'FP8'})"
+
+
+def _assumed_lines(assumed: dict[str, Any] | None, num_gpus: int, peak: str) -> list[str]:
     if assumed is None:
         return []
     if assumed["days"] is None:
         return ["--mfu        nothing said for fp32: the data sheet's peak is that of bf16"]
     return [
-        f"--mfu        at {assumed['mfu']:.0%} of the peak: {assumed['seconds_per_step']:,.3g} s per step, "
+        f"--mfu        at {assumed['mfu']:.0%} of {peak}: {assumed['seconds_per_step']:,.3g} s per step, "
         f"{assumed['tokens_per_second']:,.0f} tokens/s, {assumed['days']:,.3g} days, {assumed['days'] * 24 * num_gpus:,.0f} GPU-hours"
     ]
 

@@ -163,7 +163,8 @@ def sharded_model(chunks: list[Any]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for index, chunk in enumerate(chunks):
         sharded = unwrapped(chunk).sharded_state_dict(metadata=dict(SHARDING))
-        # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names.
+        # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names. `forgotten_scales`
+        # says so to who resumes.
         parts[f"model{index}"] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
     return parts
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dnapretrain.config import LogConfig
+from dnapretrain.config import LogConfig, RunConfig
 from dnapretrain.evaluate.probes import Results, result_lines
 from dnapretrain.evaluate.regions import region_lines
-from dnapretrain.parallel.gpus import gpu_by_device_name
+from dnapretrain.parallel.gpus import gpu_by_device_name, mfu_peak
 from dnapretrain.report.tables import short_duration
 from dnapretrain.train.trackers import Trackers
 
@@ -55,12 +55,13 @@ def bits_per_base(loss: float, bases_per_loss: int) -> float:
     return loss * math.log2(math.e) / bases_per_loss
 
 
-def peak_of_rank(log: LogConfig, device_name: str) -> tuple[float | None, str]:
-    """(TFLOP/s that MFU is measured against, where the number comes from); None where it is not known."""
-    if log.peak_tflops:
-        return log.peak_tflops, f"{log.peak_tflops:g} TFLOP/s (log.peak_tflops)"
+def peak_of_rank(config: RunConfig, device_name: str) -> tuple[float | None, str]:
+    """(TFLOP/s that MFU is measured against, where the number comes from): of FP8 with train.fp8; None where it is not known."""
+    if peak := config.log.peak_tflops:
+        return peak, f"{peak:g} TFLOP/s (log.peak_tflops)"
     if gpu := gpu_by_device_name(device_name):
-        return gpu.bf16_tflops, f"{gpu.bf16_tflops:g} TFLOP/s, dense bf16, data sheet of {gpu.kind}"
+        peak, of_what = mfu_peak(gpu, config.train.fp8 != "none")
+        return peak, f"{peak:g} TFLOP/s, {of_what}, data sheet of {gpu.kind}"
     return None, f"not known for {device_name}: no MFU (set log.peak_tflops)"
 
 

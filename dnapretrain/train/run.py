@@ -23,6 +23,7 @@ from dnapretrain.evaluate.probes import probe_results
 from dnapretrain.model.batches import BatchPlace, padding_mask
 from dnapretrain.model.build import build_chunks, wrap_for_precision, wrap_for_training
 from dnapretrain.model.counts import checkpoint_bytes
+from dnapretrain.model.kernels import forgotten_scales
 from dnapretrain.model.paths import use_flex_attention
 from dnapretrain.parallel import platform as platforms
 from dnapretrain.parallel.determinism import make_deterministic
@@ -119,7 +120,7 @@ def build_trainer(
     remarks = [said for said in (remark, latest_problem(run_dir), *(copies.remarks if copies else ())) if said]
     if candidates:
         position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at, copies)
-        remarks += warnings
+        remarks += warnings + forgotten_scales(config.train)
     start_up.end_of("checkpoint")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)
@@ -140,7 +141,7 @@ def build_trainer(
         place=batch_place(config, platform, data.tokenizer.pad_id),
         vocab_size=data.tokenizer.vocab_size,
         bases_per_token=data.tokenizer.bases_per_token,
-        peak_tflops=peak_of_rank(config.log, platform.name)[0],
+        peak_tflops=peak_of_rank(config, platform.name)[0],
         log=log,
         saver=saver,
         stop=StopRequest(config.train, platform.is_main, signals or StopSignals(), time.monotonic() if started is None else started),

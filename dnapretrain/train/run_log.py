@@ -29,8 +29,8 @@ def log_start(
     remarks: list[str],
 ) -> None:
     """Write the run's `start` record and the lines of its console; `remarks` come first."""
-    cp = config.parallel.context_parallel_size
-    paths = active_paths(config.model, config.train.precision, platform, config.torch_only, config.data.document_attention, cp)
+    cp, way = config.parallel.context_parallel_size, config.parallel.cp_comm_type
+    paths = active_paths(config.model, config.train.precision, platform, config.torch_only, config.data.document_attention, cp, way)
     paths |= kernel_paths(config, platform)
     part = trainer.optimizer.chained_optimizers[0]
     inner = type(part.optimizer)
@@ -38,7 +38,7 @@ def log_start(
     paths["optimizer"] = f"{type(part).__name__} over {inner.__module__}.{inner.__name__}{fused}"
     paths["determinism"] = determinism(config.train.deterministic, platform.is_cuda)
     parallel, log = config.parallel, trainer.log
-    peak, region_files = peak_of_rank(config.log, platform.name)[1], _region_files(data)
+    peak, region_files = peak_of_rank(config, platform.name)[1], _region_files(data)
     tp, pp, dp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, trainer.place.data_parallel_size
     log.write(
         "start",

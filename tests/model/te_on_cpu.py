@@ -288,7 +288,7 @@ def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int, sav
         build.use_transformer_engine = plain
 
 
-def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
+def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool = False) -> Any:
     """`training.train` on Transformer Engine's layers, as it runs on a GPU that has FP8: what it gives, the recipes that passes were
     in (class, format, history and its algorithm; None where a layer was in none), and the number of products in FP8."""
     import transformer_engine.pytorch.quantization as quantization
@@ -308,7 +308,7 @@ def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int) -> Any:
 
     LayerNormLinear.forward, before = forward, Kernels.fp8_products
     try:
-        return train(env, store, tree, "te", until), seen, Kernels.fp8_products - before
+        return train(env, store, tree, "te", until, save), seen, Kernels.fp8_products - before
     finally:
         LayerNormLinear.forward, kernels.why_torch = plain_forward, plain_why
 
@@ -333,6 +333,25 @@ def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:
     heads = config.model.num_attention_heads // config.parallel.tensor_model_parallel_size
     ones = torch.ones(8, 2, heads, config.model.head_dim)
     return [attention(ones, ones, ones) for _ in range(2)]
+
+
+def told_of_context(env: Any, store: Any, tree: dict[str, Any]) -> list[str]:
+    """How attention of every layer of Transformer Engine's model was told to exchange over context-parallel ranks."""
+    from dnapretrain.config_file import config_from_dict
+    from dnapretrain.data.tokens.tokenizers import build_tokenizer
+    from dnapretrain.model import build
+    from dnapretrain.parallel import platform as platforms
+    from dnapretrain.parallel.groups import start_groups
+
+    config, platform = config_from_dict(tree), platforms.start("cpu", env)
+    start_groups(platform, config.parallel, config.train.seed, store)
+    plain = build.use_transformer_engine, build.check_kernels
+    build.use_transformer_engine, build.check_kernels = (lambda *_: True), (lambda *_: None)
+    try:
+        chunks = build.build_chunks(config, build_tokenizer(config.tokenizer), platform)
+    finally:
+        build.use_transformer_engine, build.check_kernels = plain
+    return [module.cp_comm_type for chunk in chunks for module in chunk.modules() if hasattr(module, "cp_comm_type")]
 
 
 def over_ranks(env: Any, store: Any, tree: dict[str, Any], tensors: list[Any], mask: Any) -> tuple[Any, Any]:

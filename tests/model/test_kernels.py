@@ -72,6 +72,17 @@ def test_the_rest_reaches_megatron(build, monkeypatch):
     assert (found.cuda_graph_impl, found.cuda_graph_warmup_steps, found.tp_comm_overlap) == ("local", 4, True)
 
 
+def test_a_resume_with_delayed_scaling_is_told_what_it_lacks(build):
+    (said,) = kernels.forgotten_scales(build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train)
+    assert "train.fp8_recipe=delayed: they begin at 1" in said and "tensorwise" in said
+    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train) == kernels.forgotten_scales(build().train) == []
+
+
+@pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
+def test_communication_of_context_parallelism_reaches_megatron(build, way):
+    assert fields(build(**{"parallel.cp": 2, "parallel.cp_comm_type": way})).cp_comm_type == way
+
+
 def test_pipeline_messages_reach_megatron(build):
     def messages(**parallel):
         found = fields(build(**{f"parallel.{name}": value for name, value in {"pp": 2, **parallel}.items()}))
@@ -94,6 +105,7 @@ def test_pipeline_messages_reach_megatron(build):
         ({"train.cross_entropy_loss_fusion": True, "train.cross_entropy_fusion_impl": "te"}, "train.cross_entropy_fusion_impl=te"),
         ({"train.gradient_accumulation_fusion": True}, "train.gradient_accumulation_fusion"),
         ({"parallel.tp_comm_overlap": True, "parallel.tp": 2, "parallel.sequence_parallel": True}, "parallel.tp_comm_overlap"),
+        ({"parallel.cp": 2, "parallel.cp_comm_type": "all_gather"}, "parallel.cp_comm_type=all_gather"),
     ],
 )
 def test_what_a_cpu_lacks_is_refused(build, settings, key):

@@ -55,7 +55,7 @@ def te_ranks(tmp_path_factory):
         folder = tmp_path_factory.mktemp("te")
         zipfile.ZipFile(given).extractall(folder)
     os.environ[te_on_cpu.FOLDER] = str(folder)
-    pool = RankPool()
+    pool = RankPool(imports="te_on_cpu")  # before Megatron-core
     yield pool
     pool.close()
     os.environ[te_on_cpu.FOLDER] = given
@@ -147,8 +147,12 @@ def test_the_first_and_the_last_layer_stay_in_bf16(te_ranks, tiny_config):
 
 def test_delayed_scaling_has_the_history_of_the_settings(te_ranks, tiny_config):
     settings = {**SHAPES["decoder"], **FP8, "train.fp8_recipe": "delayed", "train.fp8_amax_history_len": 7}
-    _, recipes, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tiny_config("delayed", **settings), until=1)[0]
+    tree = tiny_config("delayed", **settings)
+    begun, recipes, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tree, until=1, save=True)[0]
     assert set(recipes) == {("TEDelayedScaling", "HYBRID", 7, "max")}
+    resumed, _, _ = te_ranks.run(1, te_on_cpu.train_fp8, tree=tree, until=2)[0]
+    assert len(resumed.losses) == 1
+    assert "hold no FP8 scales" in resumed.log and "hold no FP8 scales" not in begun.log
 
 
 @pytest.mark.parametrize("impl", ["te", "torch"])
@@ -176,3 +180,12 @@ def test_padded_samples_of_context_parallel_ranks_go_to_our_attention(te_ranks, 
     scores = torch.einsum("sbnd,tbnd->bnst", query, key) / 4
     expected = torch.einsum("bnst,tbnd->sbnd", scores.masked_fill(mask, float("-inf")).softmax(-1), value).flatten(2)
     torch.testing.assert_close(in_order(torch.stack([context for _, context in of_ranks])), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
+@pytest.mark.parametrize("shape", ["decoder", "NT v2"])
+def test_every_layer_is_told_how_context_parallel_ranks_exchange(te_ranks, tiny_config, shape, way):
+    settings = {"model.transformer_impl": "auto", "train.precision": "bf16", "parallel.cp": 2, "parallel.cp_comm_type": way}
+    tree = tiny_config(**{**SHAPES[shape], **settings})
+    told = te_ranks.run(2, te_on_cpu.told_of_context, tree=tree)[0]
+    assert len(told) >= 4 and set(told) == {way}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dnapretrain.errors import ConfigError
-from dnapretrain.parallel.gpus import GPUS, gpu_by_device_name, gpu_by_kind
+from dnapretrain.parallel.gpus import GPUS, check_fp8, gpu_by_device_name, gpu_by_kind, mfu_peak
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,20 @@ def test_kinds_in_any_case_and_unknown_ones():
     assert gpu_by_kind("H100") is gpu_by_kind("h100")
     with pytest.raises(ConfigError, match=r"no data sheet for GPU 'h1000'. Known: .*h100, "):
         gpu_by_kind("h1000")
+
+
+def test_fp8_peaks():
+    """Twice bf16 on every data sheet that has FP8, and no scales without a peak."""
+    for gpu in GPUS:
+        assert (gpu.fp8_tflops is None) == (not gpu.fp8_recipes)
+        assert gpu.fp8_tflops is None or gpu.fp8_tflops == pytest.approx(2 * gpu.bf16_tflops, rel=0.02)
+    assert {gpu.kind for gpu in GPUS if not gpu.fp8_tflops} == {"a10", "a100-40", "a100-80", "a6000"}
+    check_fp8(gpu_by_kind("b200"), "mxfp8")
+    with pytest.raises(ConfigError, match=r"a100-80 has no FP8"):
+        check_fp8(gpu_by_kind("a100-80"), "tensorwise")
+
+
+def test_the_peak_of_mfu():
+    assert mfu_peak(gpu_by_kind("h100"), False) == (989.0, "dense bf16")
+    assert mfu_peak(gpu_by_kind("h100"), True) == (1979.0, "dense FP8")
+    assert mfu_peak(gpu_by_kind("a100-80"), True) == (312.0, "dense bf16")

@@ -12,7 +12,7 @@ from dnapretrain.config_file import config_from_dict, load_config
 from dnapretrain.config_rules import check_world
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.parallel.gpus import gpu_by_kind
-from dnapretrain.plan.layouts import RECOMPUTE, layout_tree, legal_layouts, plain, rank_layouts, with_layout
+from dnapretrain.plan.layouts import RECOMPUTE, layout_overrides, layout_tree, legal_layouts, plain, rank_layouts, with_layout
 from dnapretrain.plan.make import make_plan
 from dnapretrain.plan.page import write_layout
 
@@ -117,6 +117,18 @@ def test_overrides_take_back_what_a_recipe_has_set(tmp_path):
     plan = make_plan(load_config(recipe), 8, gpu_by_kind("h200"))
     for best in plan["best_layouts"]:
         assert load_config(recipe, best["overrides"]) == with_layout(load_config(recipe), best)
+
+
+def test_the_files_way_of_context_parallelism_is_kept_where_there_is_any(tmp_path):
+    """Four key/value heads: a2a over no more than four ranks. Without context parallelism the setting is taken back, as the rules ask."""
+    config = generator(parallel={"cp": 2, "cp_comm_type": "a2a"})
+    layouts, refused = search(config, 16)
+    assert {(layout.cp > 1, layout.cp_comm_type) for layout in layouts} == {(False, "p2p"), (True, "a2a")}
+    assert all(layout.tp * layout.cp <= 4 for layout in layouts if layout.cp > 1)
+    assert any("spreads the heads" in rule for rule in refused)
+    alone = next(layout for layout in layouts if layout.cp == 1)
+    assert 'parallel.cp_comm_type="p2p"' in layout_overrides(plain(alone), config)
+    assert not any("cp_comm_type" in setting for setting in layout_overrides(plain(alone), generator()))
 
 
 def test_command_line_writes_the_layout_once(tmp_path, capsys):

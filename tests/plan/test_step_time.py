@@ -17,7 +17,9 @@ from dnapretrain.plan.hardware import (
     NETWORK_LATENCY,
     OURS,
     STEP_SECONDS,
+    exchange_seconds,
     gather_seconds,
+    ring_step_seconds,
     send_seconds,
 )
 from dnapretrain.plan.layer_time import attention_seconds, elementwise_passes, layer_seconds, matmul_seconds, work_of
@@ -118,10 +120,37 @@ def test_collectives_of_a_layer():
         assert forward.tensor_parallel == pytest.approx(4 * gather)
         # Both ways half of it may hide: with sequence parallelism two more gathers, of the inputs.
         assert backward.tensor_parallel == pytest.approx((6 if sequence_parallel else 4) * gather, rel=0.05)
-    work = work_of(decoder(parallel={"cp": 2}), 4096)
-    forward, backward = layer_seconds(slow, work, OURS)
-    assert forward.context_parallel == pytest.approx(gather_seconds(slow, 2 * tokens_of_hidden, 2, 1))  # keys and values of all ranks
-    assert backward.context_parallel == pytest.approx(2 * forward.context_parallel)
+
+
+def test_communication_of_context_parallelism():
+    slow = dataclasses.replace(ROUND, link_bandwidth=1e9)  # 0.8 GB/s
+
+    def seen(cp_comm_type, gpu=slow, length=4096, **sections):
+        work = work_of(decoder(length, parallel={"cp": 4, "cp_comm_type": cp_comm_type}, **sections), length)
+        return tuple(way.context_parallel for way in layer_seconds(gpu, work, OURS))
+
+    width = 2 * 2 * 1024 * 1024  # bytes of 1,024 of the tokens of two samples, 1,024 wide
+    gathered = gather_seconds(slow, 4 * 2 * width, 4, 1)  # keys and values of all ranks
+    assert seen("all_gather") == pytest.approx((gathered, 2 * gathered))
+    # Three steps, each beside a quarter of attention: 8 heads of 128, causal, so half of 8,192 x 4,096 pairs, spread over four ranks.
+    attention = 4 * 8192 * 4096 / 4 * 1024 / 2 / (100e12 * 0.55 * 0.8)
+    step = 2 * width / 0.8e9 + LINK_LATENCY
+    step_backward = 4 * width / 0.8e9 + LINK_LATENCY  # with the gradients so far
+    assert seen("p2p") == pytest.approx((3 * (step - attention / 4), 3 * (step_backward - attention * 2.5 / 0.8 / 4)))
+    assert seen("p2p", H100, 65_536) == (0, 0)  # hidden behind attention, which grows with the square of the length
+    # Queries, keys, values and result: three quarters of each leave the rank.
+    exchanged = 0.75 * 4 * width / 0.8e9 + LINK_LATENCY
+    assert seen("a2a") == pytest.approx((exchanged, exchanged))
+    # Layers of torch gather, whatever is left at its default.
+    assert seen("p2p", model={"transformer_impl": "torch"}) == seen("p2p", train={"precision": "fp32"}) == seen("all_gather")
+
+
+def test_messages_of_context_parallelism_between_nodes():
+    assert ring_step_seconds(ROUND, 8e9, 4, 2) == pytest.approx(0.1 + LINK_LATENCY)  # eight ranks: a node
+    assert ring_step_seconds(ROUND, 8e9, 4, 4) == pytest.approx(1.0 + NETWORK_LATENCY)  # the slowest link, an adapter, is waited for
+    assert exchange_seconds(ROUND, 8e9, 4, 2) == pytest.approx(0.75 * 0.1 + LINK_LATENCY)
+    # 16 ranks, every second one: four in a node, so 12 of 16 parts pass the adapter.
+    assert exchange_seconds(ROUND, 8e9, 16, 2) == pytest.approx(12 / 16 * 1.0 + NETWORK_LATENCY)
 
 
 def test_short_kernels_wait_for_the_host():

@@ -9,7 +9,7 @@ import pytest
 from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.counts import flops_per_token
 from dnapretrain.report.history import read_log
-from dnapretrain.train.metrics import RunLog, bits_per_base
+from dnapretrain.train.metrics import RunLog, bits_per_base, peak_of_rank
 
 
 def test_uniform_over_bases_reads_two_bits():
@@ -38,3 +38,13 @@ def test_a_record_after_half_a_line_stands_on_a_line_of_its_own(tmp_path):
     history = read_log(tmp_path)
     assert [start["step"] for start in history.starts] == [0, 4] and history.damaged_lines == 1
     assert (tmp_path / "log.jsonl").read_text().splitlines()[2:] == ['{"kind": "start", "step": 4}', '{"kind": "train", "step": 5}']
+
+
+def test_mfu_is_of_the_peak_of_the_layers_products(tiny_config):
+    plain = config_from_dict(tiny_config())
+    fp8 = plain.model_copy(update={"train": plain.train.model_copy(update={"fp8": "hybrid"})})
+    own = fp8.model_copy(update={"log": fp8.log.model_copy(update={"peak_tflops": 7.0})})
+    assert peak_of_rank(plain, "NVIDIA H100 80GB HBM3") == (989.0, "989 TFLOP/s, dense bf16, data sheet of h100")
+    assert peak_of_rank(fp8, "NVIDIA H100 80GB HBM3") == (1979.0, "1979 TFLOP/s, dense FP8, data sheet of h100")
+    assert peak_of_rank(own, "NVIDIA H100 80GB HBM3") == (7.0, "7 TFLOP/s (log.peak_tflops)")
+    assert peak_of_rank(fp8, "cpu")[0] is None
