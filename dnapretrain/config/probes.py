@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from dnapretrain.config.section import Section
 
 ProbeName = Literal[
-    "start_codon", "start_frame", "stop_codon", "stop_frame", "splice_donor", "splice_acceptor", "synonymous", "reverse_complement"
+    "start_codon",
+    "start_frame",
+    "stop_codon",
+    "stop_frame",
+    "splice_donor",
+    "splice_acceptor",
+    "synonymous",
+    "nonsense",
+    "reverse_complement",
 ]
 """What a probe asks; docs/in-loop-probes.md explains each."""
 
@@ -35,10 +43,7 @@ class ProbesConfig(Section):
     """Leave out genes on names that no contig has; else they are an error."""
     within: Path | None = None
     """BED file: only sites whose first base lies there, so that probes can keep to bases that are held out."""
-    names: tuple[ProbeName, ...] = Field(
-        ("start_codon", "start_frame", "stop_codon", "stop_frame", "splice_donor", "splice_acceptor", "synonymous", "reverse_complement"),
-        min_length=1,
-    )
+    names: tuple[ProbeName, ...] = Field(get_args(ProbeName), min_length=1)
     sites: int = Field(200, gt=0)
     """Of each probe at most, and as many controls; chosen by a hash of where they lie, so the same in every run."""
     window_length: int | None = Field(None, gt=0)

@@ -6,6 +6,8 @@
   splice_donor, splice_acceptor     one base of GT (AG) of an intron changed; not into GC or AT (AC), which introns have too
   synonymous                        a change X to Y at a third codon position that keeps the amino acid, against the same X to Y at a
                                     first or second position of a codon nearby that changes it
+  nonsense                          a change X to Y that makes a stop codon of a word of three bases out of the reading frame, against the
+                                    same change of the same word nearby in frame, which ends the protein
   reverse_complement                a window anywhere, against its reverse complement
 
 All windows have one length, the site is near the middle, and they hold A, C, G and T alone. A control is the same change at a place
@@ -17,6 +19,7 @@ Which sites are taken, and how each is changed, is a hash of where it lies: the 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from dnapretrain.data.genes.codons import START_CODONS, STOP_CODONS, amino_acids
@@ -34,6 +37,8 @@ KIND_OF = {
     "splice_acceptor": "acceptor",
 }
 """The places that a probe with controls is about."""
+OF_CODONS = ("synonymous", "nonsense")
+"""The probes about codons inside genes."""
 SPLICE = {"donor": ("GT", ("GT", "GC", "AT")), "acceptor": ("AG", ("AG", "AC"))}
 """What introns begin (end) with, and what a change must not give."""
 MASKED_SHARE = 0.15
@@ -97,8 +102,8 @@ class PairBuilder:
         """The pairs of one probe, and their controls. Fewer than asked for, or none, where there are no more."""
         if name == "reverse_complement":
             return self._strands()
-        if name == "synonymous":
-            return self._synonymous()
+        if name in OF_CODONS:
+            return self._in_coding(name)
         places = self._places.of_kind[KIND_OF[name]]
         probe = Probe(name, len(places))
         for place in sorted(places, key=lambda place: keyed(KIND_OF[name], *place.key)):
@@ -182,15 +187,15 @@ class PairBuilder:
             probe.pairs.append(Pair(Window(text, spans), Window(reverse_of(text), mirrored), place.locus))
         return probe
 
-    def _synonymous(self) -> Probe:
+    def _in_coding(self, name: str) -> Probe:
         """One pair of each coding sequence, then a second one of each, and so on."""
         coding = self._coding()
-        probe, order, seen = Probe("synonymous", len(coding)), sorted(coding, key=lambda key: keyed("synonymous", *key)), set()
+        probe, order, seen = Probe(name, len(coding)), sorted(coding, key=lambda key: keyed(name, *key)), set()
         for draw in range(TRIES):
             for key in order:
                 if len(probe.pairs) == self._sites:
                     return probe
-                made = self._of_codons(*coding[key], draw)
+                made = self._of_codons(name, *coding[key], draw)
                 if isinstance(made, str):
                     probe.left_out[made] += 1
                 elif made.locus not in seen:
@@ -208,7 +213,7 @@ class PairBuilder:
                         found.setdefault((contig.name, transcript.strand, *cds.pieces), (contig, transcript.strand, cds))
         return found
 
-    def _of_codons(self, contig: Contig, strand: str, cds: Cds, draw: int) -> Pair | str:
+    def _of_codons(self, name: str, contig: Contig, strand: str, cds: Cds, draw: int) -> Pair | str:
         """A pair of one coding sequence, its codon drawn from those of the longest piece but its first and last."""
         sizes = [end - start for start, end in cds.pieces]
         piece = sizes.index(max(sizes))
@@ -222,12 +227,15 @@ class PairBuilder:
         place = Place(contig, strand, end - 1 if strand == "-" else start, code).shifted(skipped + 3 * number)
         if not self._places.is_within(place):
             return OUTSIDE
-        window = self._window(place, "synonymous")
+        window = self._window(place, name)
         if isinstance(window, str):
             return window
         text, site = window
         codons = range(max(1 - number, -(site // 3)), min(num_codons - number, (len(text) - site) // 3))
-        sites = _matched_sites(text, site, codons, amino_acids(code) | dict.fromkeys(STOP_CODONS[code], "*"), place)
+        if name == "synonymous":
+            sites = _matched_sites(text, site, codons, amino_acids(code) | dict.fromkeys(STOP_CODONS[code], "*"), place)
+        else:
+            sites = _stop_sites(text, site, codons, STOP_CODONS[code], place)
         if sites is None:
             return "no such two changes"
         *both, base = sites
@@ -249,4 +257,21 @@ def _matched_sites(text: str, site: int, codons: range, table: dict[str, str], p
                 meanings = table[text[start : start + 3]], table[altered]
                 if text[at] == codon[2] and meanings[0] != meanings[1] and "*" not in meanings:
                     return site + 2, at, base
+    return None
+
+
+def _stop_sites(text: str, site: int, codons: range, stops: Collection[str], place: Place) -> tuple[int, int, str] | None:
+    """(base out of frame, base of the codon at `site`, what both become): either change makes the same stop codon of the same three
+    letters, but the first makes none in the reading frame. The nearest of `codons`, which are counted from that at `site`."""
+    codon = text[site : site + 3]
+    changes = [(at, base) for at in range(3) for base in ACGT if codon not in stops and codon[:at] + base + codon[at + 1 :] in stops]
+    others = range(site + 3 * codons.start, site + 3 * codons.stop - 2)
+    for at, base in sorted(changes, key=lambda change: keyed("stop", *change, *place.key)):
+        for start in sorted(others, key=lambda start: (abs(start - site), keyed("side", start > site, *place.key))):
+            changed = start + at
+            frame = changed - (changed - site) % 3
+            if (start - site) % 3 and text[start : start + 3] == codon:
+                altered = text[:changed] + base + text[changed + 1 :]
+                if altered[frame : frame + 3] not in stops:
+                    return changed, site + at, base
     return None

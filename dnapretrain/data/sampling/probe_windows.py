@@ -33,7 +33,7 @@ from dnapretrain.errors import ConfigError, DataError
 
 LENGTHS = 16
 """Samples have a multiple of so many tokens, as FP8 wants it."""
-CODONS = ("start_codon", "start_frame", "stop_codon", "stop_frame", "synonymous")
+CODONS = ("start_codon", "start_frame", "stop_codon", "stop_frame", "synonymous", "nonsense")
 OPTIONS = ("assembly", "contig-names", "skip-missing-contigs", "genetic-code", "force")
 SETTING_OF = {f"--{name}": f"data.probes.{name.replace('-', '_')}" for name in OPTIONS}
 """What the options that messages of `extract` name are called here."""

@@ -125,21 +125,32 @@ def test_a_moved_codon_keeps_its_letters(genome, name):
     assert sides == {-1, 0}
 
 
+def coding_sequences(text: str) -> list[str]:
+    """Of each gene, from the way the genome was made."""
+    found = []
+    for number in range(24):
+        start = 300 + number * (GENE + INTRON + 200)
+        gene = text[start : start + GENE + INTRON]
+        gene = reverse_of(gene) if number % 2 else gene
+        found.append(gene[:200] + gene[200 + INTRON :])
+    return found
+
+
+def offset_in_coding(pair: Pair) -> tuple[int, int]:
+    """(gene, place in its coding sequence) of a site behind the intron, in the longest piece."""
+    at, strand = place_of(pair)
+    number = (at - 300) // (GENE + INTRON + 200)
+    begin = 300 + number * (GENE + INTRON + 200)
+    return number, (at - begin if strand == "+" else begin + GENE + INTRON - 1 - at) - INTRON
+
+
 def test_synonymous_and_missense_changes_have_the_same_letters(genome):
     text, table = genome[2], amino_acids(11)
-    coding = {}
-    for number in range(24):
-        start, strand = 300 + number * (GENE + INTRON + 200), "+-"[number % 2]
-        gene = text[start : start + GENE + INTRON]
-        gene = gene if strand == "+" else reverse_of(gene)
-        coding[number] = gene[:200] + gene[200 + INTRON :]
+    coding = coding_sequences(text)
     probe = builder(genome, sites=60).build("synonymous")
     assert len(probe.pairs) == 60 and probe.candidates == 24  # more than one of a gene
     for pair in probe.pairs:
-        at, strand = place_of(pair)
-        number = (at - 300) // (GENE + INTRON + 200)
-        begin = 300 + number * (GENE + INTRON + 200)
-        offset = (at - begin if strand == "+" else begin + GENE + INTRON - 1 - at) - INTRON  # behind the intron, in the longest piece
+        number, offset = offset_in_coding(pair)
         assert offset % 3 == 0 and coding[number][offset : offset + 3] == text_at(pair, 0, text)
         site = site_in_original(pair, text)
         places = sorted(place for span in pair.true.spans for place in range(*span))
@@ -153,6 +164,33 @@ def test_synonymous_and_missense_changes_have_the_same_letters(genome):
             old, new = table[original(pair, text)[codon : codon + 3]], table[window[codon : codon + 3]]
             assert (old == new) == (place == silent) and "*" not in (old, new)
         assert changes[0] == changes[1]
+
+
+def test_stop_codons_in_frame_and_out_of_frame_are_the_same_letters(genome):
+    text, stops = genome[2], STOP_CODONS[11]
+    coding = coding_sequences(text)
+    probe = builder(genome, sites=60).build("nonsense")
+    assert len(probe.pairs) == 60 and probe.candidates == 24 and not probe.controls
+    sides = set()
+    for pair in probe.pairs:
+        number, offset = offset_in_coding(pair)
+        before, site = original(pair, text), site_in_original(pair, text)
+        assert offset % 3 == 0 and coding[number][offset : offset + 3] == before[site : site + 3]
+        [out] = [at for at in range(SIZE) if pair.true.text[at] != before[at]]
+        [inside] = [at for at in range(SIZE) if pair.other.text[at] != before[at]]
+        assert pair.true.spans == pair.other.spans == tuple((at, at + 1) for at in sorted((out, inside)))
+        word = out - (inside - site)  # of the three bases out of frame
+        assert (word - site) % 3 and 0 <= inside - site < 3
+        assert before[word : word + 3] == before[site : site + 3] not in stops
+        assert pair.true.text[word : word + 3] == pair.other.text[site : site + 3] in stops
+        frames = {name: window[site % 3 :] for name, window in (("true", pair.true.text), ("other", pair.other.text))}
+        inner = {name: [frame[at : at + 3] for at in range(0, SIZE - 5, 3)] for name, frame in frames.items()}
+        end = (GENE - 3 - offset + site - site % 3) // 3  # codons of the window that come before the stop of the gene
+        begin = max(0, -(-(200 - offset + site - site % 3) // 3))  # and behind the intron
+        assert not stops & set(inner["true"][begin:end])
+        assert stops & set(inner["other"][begin:end])
+        sides.add(word > site)
+    assert sides == {True, False}
 
 
 def original(pair: Pair, text: str) -> str:
@@ -190,12 +228,12 @@ def test_strands(genome, word):
 
 def test_the_choice_is_keyed(genome, tmp_path):
     few, many = builder(genome, sites=7), builder(genome, sites=15)
-    for name in ("start_codon", "stop_frame", "synonymous", "reverse_complement"):
+    for name in ("start_codon", "stop_frame", "synonymous", "nonsense", "reverse_complement"):
         assert many.build(name).pairs[:7] == few.build(name).pairs == builder(genome, sites=7).build(name).pairs
     assert builder(genome, controls=False).build("start_codon").controls == []
     (tmp_path / "part.bed").write_text("chr\t0\t3000\n")
     part = builder(genome, within=tmp_path / "part.bed")
-    for name in ("start_codon", "synonymous", "reverse_complement"):
+    for name in ("start_codon", "synonymous", "nonsense", "reverse_complement"):
         probe = part.build(name)
         assert probe.pairs and all(place_of(pair)[0] < 3000 for pair in itertools.chain(probe.pairs, probe.controls))
 

@@ -164,7 +164,7 @@ def test_files_that_do_not_fit_are_refused(folder):
     refused(folder, DataError, "'2' .*no contig of the shard.*data.probes.contig_names", GFF.replace("chr1", "2"), genome=fasta)
     refused(folder, DataError, "ends at 1190, but 'chr1'.*genome.fa has 400 bases", GFF.replace("190", "1190"), genome=fasta)
     refused(folder, DataError, "only 0 of 1 complete coding sequences.*data.probes.force", GFF.replace("11\t190", "21\t200"))
-    refused(folder, DataError, "no coding sequence.*start_codon, .*synonymous of data.probes.names", GFF.split("\n")[0] + "\n")
+    refused(folder, DataError, "no coding sequence.*start_codon, .*nonsense of data.probes.names", GFF.split("\n")[0] + "\n")
     refused(folder, DataError, "no gene, transcript or CDS", "")
     refused(folder, DataError, "genome.fa2: no such file", GFF, genome=str(folder / "genome.fa2"))
     refused(folder, ConfigError, "data.probes.genetic_code 7 is not one of NCBI's", genetic_code=7)
