@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain.adapt.benchmarks.benchmark_curve import format_series
+from dnapretrain.adapt.training.finetune import mean_interval
 from dnapretrain.adapt.pictures import GRID, pyplot
 from dnapretrain.report.charts import COLORS
 
@@ -40,6 +41,7 @@ def format_benchmark(result: dict[str, Any]) -> str:
         for name in own:
             values = [task["contestants"][name]["value"] for task in result["tasks"] if name in task["contestants"]]
             lines.append(f"  {name:<{width}}{sum(values) / len(values):.3f}")
+    lines += _differences(result, width)
     for pair in result["leakage_between_tasks"]:
         share = f"{pair['overlapping']:,} of {pair['rows']:,} test rows share 50 bases in a row with training rows of {pair['train']}"
         lines.append(f"leakage between tasks: {pair['test']}: {share}")
@@ -55,6 +57,23 @@ def shown(cell: dict[str, Any]) -> str:
     interval = "" if math.isnan(cell["low"]) else f" [{cell['low']:.3f}, {cell['high']:.3f}]"
     count = len(cell["values"])
     return f"{cell['value']:.3f}{interval}  {'1 run, 95 % over test rows' if count == 1 else f'{count} runs, 95 % of their mean'}"
+
+
+def _differences(result: dict[str, Any], width: int) -> list[str]:
+    """Of each model with random weights beside it, the mean over the tasks of what it has more, with its interval over the tasks."""
+    lines = []
+    runs = {one["name"]: one["run"] for one in result["series"]}
+    for name in contestants(result)[0]:
+        random = f"{runs.get(name, name)} (random weights)"
+        pairs = [(task["contestants"].get(name), task["contestants"].get(random)) for task in result["tasks"]]
+        differences = [own["value"] - other["value"] for own, other in pairs if own and other]
+        if name != random and len(differences) > 1:
+            mean = mean_interval(differences)
+            interval = f"{mean['mean']:+.3f} [{mean['low']:+.3f}, {mean['high']:+.3f}]"
+            above = sum(one > 0 for one in differences)
+            lines.append(f"  {name:<{width}}{interval}, above on {above}")
+    head = f"less random weights, mean of {len(result['tasks'])} tasks with its 95 % interval over them"
+    return [head, *lines] if lines else []
 
 
 def _shared(leakage: dict[str, dict[str, int]]) -> list[str]:
