@@ -18,6 +18,7 @@ import numpy as np
 from dnapretrain import __version__
 from dnapretrain.adapt.backbones.folder import as_hf_folder, is_encoder, load_model
 from dnapretrain.adapt.benchmarks.benchmark_jobs import run_units
+from dnapretrain.adapt.benchmarks.benchmark_marks import RANDOM, TOKENS
 from dnapretrain.adapt.benchmarks.benchmark_runs import BenchmarkSettings, Say, TaskTables, Unit, combine
 from dnapretrain.adapt.benchmarks.entrants import Entrant, entrants
 from dnapretrain.adapt.benchmarks.suites import Suite, SuiteTask, find_split, task_settings
@@ -159,11 +160,12 @@ def _units_of_model(task: TaskTables, model: Entrant, folder: Path, is_last: boo
     rounds = [(seed, fold) for seed in settings.seeds for fold in (range(num_folds) if num_folds else (None,))]
     own_rounds = [(0, None)] if settings.frozen else rounds  # nothing of it is drawn
     units = [Unit(task, model.name, seed, fold, folder=folder, digest=digest) for seed, fold in own_rounds]
+    untrained = folder_digest(folder, weights=False)
     if settings.from_scratch and is_last:
-        label, untrained = f"{model.family} (random weights)", folder_digest(folder, weights=False)
+        label = model.family + RANDOM
         units += [Unit(task, label, seed, fold, from_scratch=True, folder=folder, digest=untrained) for seed, fold in rounds]
     if "tokens" in settings.baselines and is_last:
-        units.append(Unit(task, f"tokens of {model.family}", 0, baseline="tokens", folder=folder, digest=digest))
+        units.append(Unit(task, TOKENS + model.family, 0, baseline="tokens", folder=folder, digest=untrained))
     return units
 
 

@@ -103,7 +103,7 @@ class Unit:
     folder: Path | None = None
     """Of the model; of a baseline, where it takes the model's tokenizer."""
     digest: str = ""
-    """Of the folder's weights; of random weights that of its other files alone."""
+    """Of the folder's weights; of random weights and tokens that of its other files alone."""
 
     def place(self, output: Path) -> Path:
         """Its folder."""
