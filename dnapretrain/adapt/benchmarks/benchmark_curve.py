@@ -46,8 +46,9 @@ def draw_series(path: Path, result: dict[str, Any]) -> None:
             _panel(axes, task, series)
         for axes in list(grid.flat)[len(tasks) :]:
             axes.set_axis_off()
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+        named = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
+        labels = sorted(named, key=lambda label: label not in series)  # the runs first
+        figure.legend([named[label] for label in labels], labels, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
         figure.suptitle(f"{result['suite']}: checkpoints over consumed tokens, 95 % intervals", fontsize=10.5)
         figure.savefig(path)
         plt.close(figure)

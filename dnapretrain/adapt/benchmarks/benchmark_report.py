@@ -90,7 +90,7 @@ def draw_benchmark(path: Path, result: dict[str, Any]) -> None:
     own, published = contestants(result)
     tasks = result["tasks"]
     with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(8.4, 1.4 + 0.18 * (len(own) + 2) * len(tasks)), dpi=150, layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.4, 1.4 + 0.17 * (len(own) + 1.5) * len(tasks)), dpi=150, layout="constrained")
         handles = []
         for number, (name, (color, mark, is_hollow)) in enumerate(styles(own).items()):
             cells = [(row, task["contestants"][name]) for row, task in enumerate(tasks) if name in task["contestants"]]
