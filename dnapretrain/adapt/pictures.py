@@ -17,6 +17,8 @@ from dnapretrain.report.charts import COLORS
 PROJECTIONS = ("pca", "umap")
 OTHER, INK, GRID = "#c3ccd5", "#1f2933", "#e4e8ec"
 MAX_CLASSES = len(COLORS)
+MARK_COLORS = (*COLORS, "#1f2933", "#7b3294", "#b2182b", "#4d9221")
+"""Of marks, which have shapes too, where those of lines are too few."""
 
 
 def check_picture(path: Path, projection: str = "pca") -> None:

@@ -188,6 +188,13 @@ def add_benchmark(verbs: Any) -> None:
     verb.add_argument("--tasks", metavar="LIST", help="for example tf,mouse/2 (default: all)")
     verb.add_argument("--seeds", default="1,2,3", metavar="LIST", help="default 1,2,3")
     verb.add_argument("--from-scratch", action="store_true", help="beside each model the same architecture from random weights")
+    verb.add_argument(
+        "--frozen",
+        nargs="?",
+        const="-1",
+        metavar="LAYERS",
+        help="instead of fine-tuning, logistic (ridge) regression on the mean hidden states of these layers, side by side (default -1)",
+    )
     verb.add_argument("--baselines", default="kmer,tokens,cnn", metavar="LIST", help="of kmer, tokens, cnn, or none (default all)")
     verb.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="over the suite's hyperparameters: method=lora, lr=1e-4"
@@ -214,6 +221,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     settings = BenchmarkSettings(
         seeds=parse_numbers(arguments.seeds, "--seeds"),
         from_scratch=arguments.from_scratch,
+        frozen=() if arguments.frozen is None else parse_numbers(arguments.frozen, "--frozen"),
         baselines=() if arguments.baselines == "none" else tuple(arguments.baselines.split(",")),
         changes=parse_changes(arguments.set),
         max_rows=arguments.max_rows,

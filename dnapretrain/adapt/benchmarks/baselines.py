@@ -1,7 +1,8 @@
 """What a pretrained model has to beat: models without pretraining, trained on the same rows and judged on the same rows.
 
 kmer: logistic regression (numbers: ridge regression) on counts of all k-mers of 1 to 6 bases. tokens: the same on the mean of the
-one-hot tokens of the model's own tokenizer. cnn: dilated convolutions over one-hot bases in the manner of BPNet.
+one-hot tokens of the model's own tokenizer. cnn: dilated convolutions over one-hot bases in the manner of BPNet. The linear models are
+those of frozen hidden states too (frozen.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from dnapretrain.adapt.training.classifier_loop import Scale, Stopper
 from dnapretrain.errors import ConfigError
 
 BASELINES = ("kmer", "tokens", "cnn")
+NEWTON_WEIGHTS = 4096
+"""Logistic regression on dense features, which go together, is solved by Newton's method up to so many weights; lbfgs would not end."""
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """C of logistic regression; the validation rows choose."""
 RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -62,8 +65,20 @@ def run_baseline(
         raise ConfigError("baseline tokens needs a model's tokenizer. Name a model.")
     else:
         features = [token_shares(table.sequences, encoder) for table in (parts.train, parts.valid, parts.test)]
+    return linear_model(features, parts, target)
+
+
+def linear_model(features: list[Any], parts: Parts, target: Target) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Of features [rows, F] of the three tables, what `run_baseline` gives. Those of an array are standardised, sparse ones only scaled."""
     truth = [np.array(target.truth(table)) for table in (parts.train, parts.valid)]
     return _ridge(features, truth, target) if target.task == "regression" else _logistic(features, truth, target)
+
+
+def _scaled(features: list[Any]) -> tuple[Any, ...]:
+    preprocessing = need("sklearn.preprocessing", "a baseline")
+    scaler = preprocessing.StandardScaler() if isinstance(features[0], np.ndarray) else preprocessing.MaxAbsScaler()
+    scaler.fit(features[0])
+    return tuple(scaler.transform(one) for one in features)
 
 
 def kmer_counts(sequences: Sequence[str], max_k: int = MAX_K) -> Any:
@@ -106,12 +121,13 @@ def token_shares(sequences: Sequence[str], encoder: SequenceEncoder) -> Any:
 
 def _logistic(features: list[Any], truth: list[NDArray[np.int64]], target: Target) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Logistic regression on scaled features; the penalty by the MCC of the validation rows."""
-    linear, preprocessing = need("sklearn.linear_model", "a baseline"), need("sklearn.preprocessing", "a baseline")
-    scaler = preprocessing.MaxAbsScaler().fit(features[0])
-    train, valid, test = (scaler.transform(one) for one in features)
+    linear = need("sklearn.linear_model", "a baseline")
+    train, valid, test = _scaled(features)
+    is_small = isinstance(train, np.ndarray) and train.shape[1] * len(target.classes) <= NEWTON_WEIGHTS
+    solver = "newton-cholesky" if is_small else "lbfgs"
     best: tuple[float, float, Any] | None = None
     for penalty in PENALTIES:
-        model = linear.LogisticRegression(C=penalty, max_iter=300).fit(train, truth[0])
+        model = linear.LogisticRegression(C=penalty, max_iter=300, solver=solver).fit(train, truth[0])
         value = target.scores(list(truth[1]), list(_all_classes(model, valid, target)))["mcc"]
         if best is None or value > best[0]:
             best = (value, penalty, model)
@@ -121,9 +137,8 @@ def _logistic(features: list[Any], truth: list[NDArray[np.int64]], target: Targe
 
 def _ridge(features: list[Any], truth: list[NDArray[np.float64]], target: Target) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Ridge regression on scaled features; the penalty by the correlation with the validation rows, the mean over the columns."""
-    linear, preprocessing = need("sklearn.linear_model", "a baseline"), need("sklearn.preprocessing", "a baseline")
-    scaler, scale = preprocessing.MaxAbsScaler().fit(features[0]), Scale.of(list(truth[0]))
-    train, valid, test = (scaler.transform(one) for one in features)
+    linear, scale = need("sklearn.linear_model", "a baseline"), Scale.of(list(truth[0]))
+    train, valid, test = _scaled(features)
     wanted = (truth[0] - scale.mean) / scale.deviation
 
     def numbers(model: Any, rows: Any) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ import numpy as np
 from dnapretrain import __version__
 from dnapretrain.adapt.backbones.folder import as_hf_folder, is_encoder, load_model
 from dnapretrain.adapt.benchmarks.benchmark_jobs import run_units
+from dnapretrain.adapt.benchmarks.benchmark_marks import RANDOM, TOKENS
 from dnapretrain.adapt.benchmarks.benchmark_runs import BenchmarkSettings, Say, TaskTables, Unit, combine
 from dnapretrain.adapt.benchmarks.entrants import Entrant, entrants
 from dnapretrain.adapt.benchmarks.suites import Suite, SuiteTask, find_split, task_settings
@@ -155,14 +156,16 @@ def _metric(tasks: Sequence[TaskTables], name: str) -> str:
 def _units_of_model(task: TaskTables, model: Entrant, folder: Path, is_last: bool, settings: BenchmarkSettings) -> list[Unit]:
     """The model fine-tuned, and once for each series (with its last checkpoint) random weights and its tokens."""
     digest = folder_digest(folder)
-    num_folds = settings.of_task(task.task, settings.seeds[0], False).num_folds
+    num_folds = 0 if settings.frozen else settings.of_task(task.task, settings.seeds[0], False).num_folds
     rounds = [(seed, fold) for seed in settings.seeds for fold in (range(num_folds) if num_folds else (None,))]
-    units = [Unit(task, model.name, seed, fold, folder=folder, digest=digest) for seed, fold in rounds]
+    own_rounds = [(0, None)] if settings.frozen else rounds  # nothing of it is drawn
+    units = [Unit(task, model.name, seed, fold, folder=folder, digest=digest) for seed, fold in own_rounds]
+    untrained = folder_digest(folder, weights=False)
     if settings.from_scratch and is_last:
-        label = f"{model.family} (random weights)"
-        units += [Unit(task, label, seed, fold, from_scratch=True, folder=folder, digest=digest) for seed, fold in rounds]
+        label = model.family + RANDOM
+        units += [Unit(task, label, seed, fold, from_scratch=True, folder=folder, digest=untrained) for seed, fold in rounds]
     if "tokens" in settings.baselines and is_last:
-        units.append(Unit(task, f"tokens of {model.family}", 0, baseline="tokens", folder=folder, digest=digest))
+        units.append(Unit(task, TOKENS + model.family, 0, baseline="tokens", folder=folder, digest=untrained))
     return units
 
 

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dnapretrain.adapt.benchmarks.benchmark_marks import error_bars, styles
 from dnapretrain.adapt.pictures import GRID, INK, pyplot
-from dnapretrain.report.charts import COLORS, DASHES
 from dnapretrain.report.tables import short_count
 
 COLUMNS = 2
@@ -35,7 +35,7 @@ def format_series(result: dict[str, Any]) -> str:
 
 
 def draw_series(path: Path, result: dict[str, Any]) -> None:
-    """A panel per task: a line per run over consumed tokens with intervals, a level line of each other contestant."""
+    """A panel per task: a line per run over consumed tokens with intervals, a level of each other contestant, a band of random weights."""
     plt, style = pyplot()
     series, tasks = series_of(result), result["tasks"]
     rows = math.ceil(len(tasks) / COLUMNS)
@@ -46,8 +46,9 @@ def draw_series(path: Path, result: dict[str, Any]) -> None:
             _panel(axes, task, series)
         for axes in list(grid.flat)[len(tasks) :]:
             axes.set_axis_off()
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+        named = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
+        labels = sorted(named, key=lambda label: label not in series)  # the runs first
+        figure.legend([named[label] for label in labels], labels, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
         figure.suptitle(f"{result['suite']}: checkpoints over consumed tokens, 95 % intervals", fontsize=10.5)
         figure.savefig(path)
         plt.close(figure)
@@ -55,26 +56,23 @@ def draw_series(path: Path, result: dict[str, Any]) -> None:
 
 def _panel(axes: Any, task: dict[str, Any], series: dict[str, list[dict[str, Any]]]) -> None:
     cells = task["contestants"]
-    for number, (run, points) in enumerate(series.items()):
-        own = [(one["consumed_tokens"], cells[one["name"]]) for one in points]
-        values = [cell["value"] for _, cell in own]
-        below = [0 if math.isnan(cell["low"]) else max(0.0, cell["value"] - cell["low"]) for _, cell in own]
-        above = [0 if math.isnan(cell["high"]) else max(0.0, cell["high"] - cell["value"]) for _, cell in own]
-        color = COLORS[number % len(COLORS)]
-        axes.errorbar([x for x, _ in own], values, yerr=[below, above], color=color, marker="o", markersize=4, capsize=2, label=run)
     in_series = {one["name"] for points in series.values() for one in points}
-    for number, name in enumerate(name for name in cells if name not in in_series):
-        color = COLORS[(len(series) + number) % len(COLORS)]
-        axes.axhline(cells[name]["value"], color=color, linestyle=(0, _dashes(number)), linewidth=1.2, label=name)
+    levels = [name for name in cells if name not in in_series]
+    looks = styles([*series, *levels])
+    for run, points in series.items():
+        own = [cells[one["name"]] for one in points]
+        color, mark, _ = looks[run]
+        tokens, values = [one["consumed_tokens"] for one in points], [cell["value"] for cell in own]
+        axes.errorbar(tokens, values, yerr=error_bars(own), color=color, marker=mark, markersize=4, capsize=2, label=run)
+    for name in levels:
+        color, mark, is_hollow = looks[name]
+        dashes = (4, 2) if is_hollow else (1, 1.5) if mark == "x" else (6, 2, 1, 2)
+        axes.axhline(cells[name]["value"], color=color, linestyle=(0, dashes), linewidth=1.2, label=name)
+        if is_hollow and not math.isnan(cells[name]["low"]):
+            axes.axhspan(cells[name]["low"], cells[name]["high"], color=color, alpha=0.12, linewidth=0)
     axes.set_title(task["name"] + (" *" if task["notes"] else ""), color=INK)
     axes.set(xlabel="consumed tokens", ylabel=task["metric"])
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: short_count(int(value)))
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
-
-
-def _dashes(number: int) -> tuple[float, ...]:
-    """Of matplotlib, from that of an SVG."""
-    text = DASHES[1 + number % (len(DASHES) - 1)]
-    return tuple(float(part) / 1.2 for part in text.split())

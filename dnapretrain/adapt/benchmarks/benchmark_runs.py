@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain import __version__
-from dnapretrain.adapt.benchmarks.baselines import BASELINES, Parts, run_baseline
+from dnapretrain.adapt.benchmarks.baselines import BASELINES, Parts, linear_model, run_baseline
+from dnapretrain.adapt.benchmarks.frozen import frozen_features
 from dnapretrain.adapt.benchmarks.suites import SuiteTask, task_settings
 from dnapretrain.adapt.metrics import plain
 from dnapretrain.adapt.sequences.splits import make_splits, table_digest
@@ -38,7 +39,9 @@ class BenchmarkSettings:
 
     seeds: tuple[int, ...] = (1, 2, 3)
     from_scratch: bool = False
-    """Beside each model, the same architecture from random weights, all of them learning."""
+    """Beside each model, the same architecture from random weights, all of them learning (unless frozen)."""
+    frozen: tuple[int, ...] = ()
+    """Layers: instead of fine-tuning, a linear model on the means of their hidden states, see frozen.py."""
     baselines: tuple[str, ...] = BASELINES
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Over the suite's hyperparameters."""
@@ -100,7 +103,7 @@ class Unit:
     folder: Path | None = None
     """Of the model; of a baseline, where it takes the model's tokenizer."""
     digest: str = ""
-    """Of the folder's weights."""
+    """Of the folder's weights; of random weights and tokens that of its other files alone."""
 
     def place(self, output: Path) -> Path:
         """Its folder."""
@@ -113,6 +116,11 @@ class Unit:
         if self.baseline:
             return {"baseline": self.baseline, "seed": self.seed, "tokenizer": self.digest, **common}
         own = settings.of_task(self.task.task, self.seed, self.from_scratch)
+        if settings.frozen:
+            how = {"layers": list(settings.frozen), "device": own.device, "dtype": own.loop.dtype, "on_long": own.on_long}
+            seed = {"random_weights": self.seed} if self.from_scratch else {}
+            splits = {name: getattr(own, name) for name in ("valid_fraction", "split_seed", "num_bootstrap")}
+            return {"model_digest": self.digest, "frozen": how, **seed, **splits, **common}
         fold = {} if self.fold is None else {"fold": self.fold}
         return {"model_digest": self.digest, "settings": plain(asdict(own)), **fold, **common}
 
@@ -129,7 +137,8 @@ def run_unit(unit: Unit, output: Path, settings: BenchmarkSettings, say: Say) ->
     """Run name -> metrics of the test rows. What is in the unit's folder, of other settings or not finished, makes room."""
     place = unit.place(output)
     shutil.rmtree(place, ignore_errors=True)
-    test = _baseline(unit, place, settings) if unit.baseline else _model(unit, place, settings)
+    is_linear = unit.baseline or settings.frozen
+    test = _without_finetuning(unit, place, settings) if is_linear else _model(unit, place, settings)
     metric = unit.task.task.metric
     fold = "" if unit.fold is None else f", fold {unit.fold}"
     values = [run[metric]["value"] for run in test.values()]
@@ -147,7 +156,8 @@ def _model(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str, An
     return {run["name"]: run["test"] for run in found["runs"]}
 
 
-def _baseline(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str, Any]:
+def _without_finetuning(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str, Any]:
+    """A baseline, or a linear model on frozen hidden states."""
     task, own = unit.task, task_settings(unit.task.task, settings.changes)
     target = Target.of(task.train, own.task)
     train, valid = task.train, task.valid
@@ -156,8 +166,16 @@ def _baseline(unit: Unit, place: Path, settings: BenchmarkSettings) -> dict[str,
         [split] = make_splits(train, False, False, 0, own.valid_fraction, own.split_seed, classes)
         assert split.valid is not None
         train, valid = task.train.select(split.train.tolist()), task.train.select(split.valid.tolist())
-    encoder = classifier_encoder(unit.folder) if unit.folder else None
-    predicted, about = run_baseline(unit.baseline, Parts(train, valid, task.test), target, encoder, unit.seed)
+    parts = Parts(train, valid, task.test)
+    if unit.baseline:
+        encoder = classifier_encoder(unit.folder) if unit.folder else None
+        predicted, about = run_baseline(unit.baseline, parts, target, encoder, unit.seed)
+    else:
+        assert unit.folder is not None
+        random_weights = unit.seed if unit.from_scratch else None
+        tables = (parts.train, parts.valid, parts.test)
+        features = frozen_features(unit.folder, tables, settings.frozen, random_weights, settings.device, settings.dtype, settings.on_long)
+        predicted, about = linear_model(features, parts, target)
     scores = scores_with_intervals(target, target.truth(task.test), list(predicted), own.num_bootstrap)
     place.mkdir(parents=True, exist_ok=True)
     (place / RESULT).write_text(json.dumps(plain({"about": about, "test": scores}), indent=1) + "\n")

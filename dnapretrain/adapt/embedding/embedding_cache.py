@@ -20,11 +20,11 @@ from dnapretrain.adapt.embedding.embed import EmbedSettings, embed_sequences
 BLOCK = 1 << 22
 
 
-def folder_digest(folder: Path) -> str:
-    """XXH3-128 of what a Hugging Face folder's model depends on: configuration, weights, tokenizer, code."""
+def folder_digest(folder: Path, weights: bool = True) -> str:
+    """XXH3-128 of what a Hugging Face folder's model depends on: configuration, weights (unless False), tokenizer, code."""
     digest = xxhash.xxh3_128()
-    kept = (".safetensors", ".bin", ".py")
-    names = {"config.json", "tokenizer.json", "vocab.txt", "model.safetensors.index.json"}
+    kept = (".safetensors", ".bin", ".py") if weights else (".py",)
+    names = {"config.json", "tokenizer.json", "vocab.txt", *(["model.safetensors.index.json"] if weights else [])}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and (path.suffix in kept or path.name in names)):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import matthews_corrcoef
 from small_folders import write_folder
 
+from dnapretrain.adapt.backbones.backbone import open_backbone
 from dnapretrain.adapt.benchmarks.baselines import (
+    PENALTIES,
     RIDGES,
     DilatedConvolutions,
     Parts,
@@ -25,11 +30,13 @@ from dnapretrain.adapt.benchmarks.baselines import (
     token_shares,
 )
 from dnapretrain.adapt.benchmarks.benchmark_jobs import run_units
+from dnapretrain.adapt.benchmarks.benchmark_marks import styles
 from dnapretrain.adapt.benchmarks.benchmark_runs import BenchmarkSettings, TaskTables, Unit, combine
 from dnapretrain.adapt.benchmarks.entrants import model_names
 from dnapretrain.adapt.benchmarks.suites import SuiteTask, find_split, parse_changes, read_suite, suite_names, task_settings
+from dnapretrain.adapt.embedding.embed import EmbedSettings, embed_sequences
 from dnapretrain.adapt.sequences.intervals import reverse_complement_text
-from dnapretrain.adapt.sequences.tables import SequenceTable
+from dnapretrain.adapt.sequences.tables import SequenceTable, TableOptions, read_table
 from dnapretrain.adapt.sequences.targets import Target
 from dnapretrain.adapt.training.finetune import classifier_encoder, run_finetune
 from dnapretrain.cli import main
@@ -304,6 +311,44 @@ def test_the_verb_runs_skips_and_resumes(folder, data, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out == said.out
     write_table(data / "tf" / "0" / "test.csv", table(20, 9))
     assert main([*arguments, "--baselines", "none"]) == 0 and len(count) == 2 + 4  # other data: two seeds, with and without pretraining
+
+
+def test_no_two_contestants_look_alike():
+    names = [f"m{at}{end}" for at in range(9) for end in ("", " (random weights)")] + [f"tokens of m{at}" for at in range(9)]
+    looks = styles([*names, "kmer", "cnn"])
+    assert len(set(looks.values())) == len(looks) == 29
+    assert looks["m8"][0] == looks["m8 (random weights)"][0] == looks["tokens of m8"][0] != looks["m1"][0]  # one colour per model
+    assert looks["m8 (random weights)"][2] and not looks["m8"][2]
+
+
+def test_frozen_layers_instead_of_finetuning(folder, data, tmp_path, capsys):
+    """Equal to embeddings and regression by hand; random weights by seed, kept when the model is trained on."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    arguments = ["benchmark", str(own), "--suite", "gue", "--data", str(data), "--output", str(tmp_path / "out"), "--tasks", "tf/0,tf/1"]
+    arguments += ["--seeds", "1,2", "--from-scratch", "--frozen", "0,-1", "--baselines", "none", "--set", "num_bootstrap=20"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "less random weights, mean of 2 tasks" in said.out
+    cells = json.loads((tmp_path / "out" / "benchmark.json").read_text())["tasks"][0]["contestants"]
+    assert (cells["own"]["interval"], len(cells["own"]["values"])) == ("test rows", 1)
+    assert len(set(cells["own (random weights)"]["values"])) == 2  # other weights, other numbers
+
+    tables = [read_table(data / "tf" / "0" / f"{name}.csv", TableOptions(needs_labels=True)) for name in ("train", "dev", "test")]
+    backbone = open_backbone(own)
+    vectors = [np.hstack([embed_sequences(backbone, one.sequences, EmbedSettings((at,)))[:, 0] for at in (0, 2)]) for one in tables]
+    mean, sd = vectors[0].mean(axis=0), vectors[0].std(axis=0)
+    vectors = [(one - mean) / np.where(sd > 0, sd, 1) for one in vectors]
+    truth = [np.array([int(value) for value in one.labels["label"]]) for one in tables]
+    models = [LogisticRegression(C=penalty, max_iter=2000, tol=1e-8).fit(vectors[0], truth[0]) for penalty in PENALTIES]
+    best = max(models, key=lambda model: matthews_corrcoef(truth[1], model.predict(vectors[1])))
+    assert cells["own"]["value"] == pytest.approx(matthews_corrcoef(truth[2], best.predict(vectors[2])), abs=1e-9)
+
+    weights = load_file(own / "model.safetensors")
+    save_file({name: one * 1.5 for name, one in weights.items()}, own / "model.safetensors", metadata={"format": "pt"})
+    assert main(arguments) == 0
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if "seed" in line] == ["tf/0: own", "tf/1: own"]
+    assert main([*arguments, "--frozen", "7"]) == 2 and "layer 7 is not there" in capsys.readouterr().err
 
 
 def test_a_series_of_checkpoints(folder, data, tmp_path, capsys):
