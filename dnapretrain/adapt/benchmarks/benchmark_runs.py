@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dnapretrain import __version__
+from dnapretrain.adapt.backbones.encoding import OnLong
 from dnapretrain.adapt.benchmarks.baselines import BASELINES, Parts, linear_model, run_baseline
 from dnapretrain.adapt.benchmarks.frozen import frozen_features
 from dnapretrain.adapt.benchmarks.suites import SuiteTask, task_settings
@@ -47,7 +48,7 @@ class BenchmarkSettings:
     """Over the suite's hyperparameters."""
     max_rows: int | None = None
     """Of each split, drawn at random: for a quick look."""
-    on_long: str = "error"
+    on_long: OnLong = "error"
     device: str = "cpu"
     dtype: str = "auto"
 
