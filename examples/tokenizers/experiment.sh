@@ -19,7 +19,8 @@ for name in "$@"; do
     case $name in
     [1-8]mer) k=${name%mer}; settings="tokenizer.kind=kmer tokenizer.k=$k data.random_phase=true" ;;
     bpe*)
-        k=4 merges=$output/$name.json
+        k=4 merges=$output/$name.json   # bases that a token is taken to stand for at least: what does not fit is counted, and said
+        if [ "${name#bpe}" -le 1024 ]; then k=3; fi
         [ -e "$merges" ] || dnapretrain train-bpe "$shard" --vocab-size "${name#bpe}" --output "$merges"
         settings="tokenizer.kind=bpe tokenizer.file=$merges tokenizer.k=$k" ;;
     *) echo "experiment.sh: $name is none of 1mer to 8mer, bpeN" >&2; exit 2 ;;
