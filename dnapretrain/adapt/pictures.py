@@ -65,7 +65,7 @@ def draw_scatter(path: Path, vectors_NH: NDArray[np.float32], labels: Sequence[s
         places, shares = principal_components(vectors_NH)
         axes_names = [f"component {number} ({share:.1%} of the variance)" for number, share in enumerate(shares, 1)]
     else:
-        places = need_umap().UMAP(random_state=0).fit_transform(vectors_NH)
+        places = need_umap().UMAP(random_state=0, n_jobs=1).fit_transform(vectors_NH)
         axes_names = ["UMAP 1", "UMAP 2"]
     plt, style = pyplot()
     with plt.rc_context(style):
