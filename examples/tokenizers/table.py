@@ -56,6 +56,7 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
         axes.set(xlabel="K: next bases, all of them right", ylabel=f"share of {prompts:,} held-out prompts", xticks=SHOWN)
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter("{x:.0%}")
         axes.grid(color=GRID)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path)
