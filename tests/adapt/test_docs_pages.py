@@ -82,7 +82,7 @@ def test_every_command_of_the_pages_runs(clone, capsys, monkeypatch):
                 num_compared += 1
                 lines = without_numbers(said.err + said.out)
                 assert [line for line in lines if line in without_numbers(wanted)] == without_numbers(wanted), said
-    assert num_compared == 16
+    assert num_compared == 17
     pictures = {
         name: (ROOT / "docs" / name).read_bytes()[:4] for page in PAGES for name in re.findall(r"!\[.*?\]\((.*?)\)", page_text(page))
     }
