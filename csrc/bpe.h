@@ -92,6 +92,7 @@ public:
     int64_t feed(const uint8_t *bases, int64_t length, bool reverse);
     // Learns up to `most` more merges; the numbers of their parts and how often the pair stood there. Fewer when no pair is left.
     std::vector<std::array<int64_t, 3>> learn(int64_t most);
+    int64_t num_symbols() const { return static_cast<int64_t>(symbols_.size()) - num_holes_; }  // word ends included
 
 private:
     struct Candidate {

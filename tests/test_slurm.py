@@ -122,6 +122,7 @@ def test_uneven_pipelines_get_their_ends():
     layout = {
         "tp": 1,
         "cp": 1,
+        "cp_comm_type": "p2p",
         "pp": 2,
         "vpp": None,
         "layers": [15, 14],

@@ -5,7 +5,9 @@ On a cluster torchrun or srun start the ranks; then this file has nothing to do.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +23,8 @@ from dnapretrain.parallel.signals import LAUNCHER_PIPE, STOP_SIGNALS
 
 GRACE_SECONDS = 10.0
 """Time that the other ranks get to end by themselves after one failed."""
+PORTS = 20_000, 32_768
+"""Where the ranks meet, below those that Linux gives to connections."""
 LOST_RANK = b"error: the connection to another rank was lost"
 """How LostRankError begins on stderr."""
 
@@ -191,6 +195,11 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody has. Not one that the system gives to connections: seconds pass until rank 0 listens, and by then it could be
+    somebody's."""
+    ports = random.SystemRandom().sample(range(*PORTS), 100)
+    for port in [*ports, 0]:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return int(listener.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")

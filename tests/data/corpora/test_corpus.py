@@ -482,7 +482,10 @@ def test_ctrl_c_keeps_what_is_there(server, manifest_file, tmp_path):
         serve(server, *item, data)
     server.slow = 3.0  # the first file takes longer than anything below
     command = [sys.executable, "-m", "dnapretrain", "corpus", str(manifest_file), "--output", str(tmp_path / "out")]
-    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it, and so would the child
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     while not list(tmp_path.rglob("*.part")):
         time.sleep(0.02)
         assert child.poll() is None
