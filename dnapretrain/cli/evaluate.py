@@ -70,6 +70,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model, wants_more = arguments.model, arguments.baselines or arguments.recovery is not None or arguments.attention
     if is_launched() and (wants_more or arguments.data):
         raise ConfigError("--data, --baselines, --recovery and --attention need one process. Run them without torchrun or srun.")
+    if arguments.probes and is_hf_folder(model):
+        raise ConfigError(f"--probes asks runs and checkpoints; {model} is a Hugging Face folder. `dnapretrain convert` makes one of it.")
     _check_attention(arguments.attention)
     counts = ("max_samples", "recovery", "fit_bases", "attention_samples")
     for name, value in ((f"--{key.replace('_', '-')}", getattr(arguments, key)) for key in counts):
@@ -80,7 +82,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         fit = _shard(arguments.fit_data, Path(temporary) / "fit")
         of_other_data = ["data.regions.files={}"] if arguments.data else []  # those of the run name its own contigs
         overrides = [*of_other_data, *_region_settings(arguments.regions), *arguments.overrides]
-        job = (_folder_job if is_hf_folder(model) else _native_job)(model, overrides, data, _set_name(arguments.data))
+        name = _set_name(arguments.data)
+        if is_hf_folder(model):
+            job = _folder_job(model, overrides, data, name)
+        else:
+            job = _native_job(model, overrides, data, name, arguments.probes)
         sets = tuple(arguments.sets) or job.sets
         if arguments.probes:
             _check_probes(job.config, sets)
@@ -92,7 +98,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             _add(more, _attention(model, job.config, sets, arguments.attention, arguments.attention_samples))
         if arguments.baselines:
             _add(more, _baselines(job, sets, fit, arguments.fit_bases, arguments.max_samples))
-        found = job.run(sets, arguments.max_samples, arguments.ranks, arguments.probes, Path(temporary))
+        found = job.run(sets, arguments.max_samples, arguments.ranks, Path(temporary))
     if isinstance(found, int):
         return found
     _add(found, more)
@@ -116,9 +122,8 @@ class _Job:
     """Default of --set."""
     knows_training: bool
     """Whether data.train is what the model was trained on."""
-    run: Callable[[tuple[str, ...], int | None, int | None, bool, Path], Results | int]
-    """(sets, samples, ranks, whether to ask probes, folder for files) -> results; nothing on other ranks than the first; an exit code
-    where ranks failed."""
+    run: Callable[[tuple[str, ...], int | None, int | None, Path], Results | int]
+    """(sets, samples, ranks, folder for files) -> results; nothing on other ranks than the first; an exit code where ranks failed."""
 
 
 def _shard(path: Path | None, scratch: Path) -> Path | None:
@@ -162,11 +167,7 @@ def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, na
         raise ConfigError(f"{directory} is a Hugging Face folder, which knows no held-out sets. Give --data PREFIX_OR_FASTA.")
     config = folder_config(directory, data, name, overrides)
 
-    def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, probes: bool, _: Path) -> Results:
-        if probes:
-            raise ConfigError(
-                f"--probes asks runs and checkpoints; {directory} is a Hugging Face folder. `dnapretrain convert` makes one of it."
-            )
+    def run(sets: tuple[str, ...], max_samples: int | None, ranks: int | None, _: Path) -> Results:
         if ranks not in (None, 1):
             raise ConfigError(f"--ranks = {ranks}, but a Hugging Face folder is evaluated by one process. Remove --ranks.")
         streams = open_data(config).held_out_sets(sets)
@@ -175,7 +176,7 @@ def _folder_job(directory: Path, overrides: Sequence[str], data: Path | None, na
     return _Job(config, (name,), False, run)
 
 
-def _native_job(model: Path, overrides: Sequence[str], data: Path | None, name: str) -> _Job:
+def _native_job(model: Path, overrides: Sequence[str], data: Path | None, name: str, probes: bool) -> _Job:
     from dnapretrain.convert.native import find_checkpoint, read_config
     from dnapretrain.parallel.launch import launch_local
     from dnapretrain.parallel.platform import launch_environment
@@ -186,7 +187,7 @@ def _native_job(model: Path, overrides: Sequence[str], data: Path | None, name: 
     settings = [*overrides, *(_data_settings(config, data, name, has_training) if data else [])]
     config = read_config(checkpoint, settings)
 
-    def run(sets: tuple[str, ...], max_samples: int | None, wanted_ranks: int | None, probes: bool, folder: Path) -> Results | int:
+    def run(sets: tuple[str, ...], max_samples: int | None, wanted_ranks: int | None, folder: Path) -> Results | int:
         ranks = check_before_launch(config, wanted_ranks)
         if ranks > 1:
             flags = [part for key in sets for part in ("--set", key)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT_BYTES = 1 << 26
+"""Freed memory that preprocess keeps for its next blocks."""
 
 
 def add_corpus(verbs: Any) -> None:

@@ -65,7 +65,7 @@ class _StreamBlocks:
 
     def _go_on(self) -> None:
         if self._helpers.workers > 1 and not self._task and self._free and not self._ended:
-            self._task = Task(self._fill_free)
+            self._task = Task(self._fill_free)  # known before it begins: at its end it forgets itself
             self._helpers.take(self._task)
 
     def _next(self) -> tuple[memoryview, int | Exception]:

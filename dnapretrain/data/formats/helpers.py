@@ -30,7 +30,7 @@ class Task(Generic[T]):
 
     def run(self) -> None:
         """Make the call, unless that was begun already."""
-        if not self._claimed.acquire(blocking=False):
+        if not self.withdraw():
             return
         call, self._call = self._call, None
         try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dnapretrain.config import ProbesConfig, RunConfig
 from dnapretrain.data.genes.gene_models import read_genes
 from dnapretrain.data.genes.gene_regions import Extraction, ExtractSettings
-from dnapretrain.data.genes.probe_pairs import Pair, PairBuilder, Probe
+from dnapretrain.data.genes.probe_pairs import KIND_OF, OF_CODONS, Pair, PairBuilder, Probe
 from dnapretrain.data.genes.probe_places import GenePlaces
 from dnapretrain.data.sampling.samples import Batch
 from dnapretrain.data.shards.contigs import Assembly
@@ -33,7 +33,7 @@ from dnapretrain.errors import ConfigError, DataError
 
 LENGTHS = 16
 """Samples have a multiple of so many tokens, as FP8 wants it."""
-CODONS = ("start_codon", "start_frame", "stop_codon", "stop_frame", "synonymous", "nonsense")
+CODONS = (*(name for name, kind in KIND_OF.items() if kind in ("start", "stop")), *OF_CODONS)
 OPTIONS = ("assembly", "contig-names", "skip-missing-contigs", "genetic-code", "force")
 SETTING_OF = {f"--{name}": f"data.probes.{name.replace('-', '_')}" for name in OPTIONS}
 """What the options that messages of `extract` name are called here."""
