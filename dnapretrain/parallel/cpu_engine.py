@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dnapretrain.errors import ConfigError
+from dnapretrain.parallel import foreach_kernels
 
 SUPPORTED_MEGATRON = "0.16.1"
 _CPU = torch.device("cpu")
@@ -115,21 +116,15 @@ def _answer_random_calls() -> None:
 
 def _use_torch_kernels() -> None:
     """Take torch's Adam and norms where Megatron-core found Transformer Engine or Apex: their kernels run on CUDA only."""
-    from megatron.core import optimizer, utils
-    from megatron.core.optimizer import clip_grads, distrib_optimizer
-    from megatron.core.optimizer import optimizer as mixed_precision
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
     from megatron.core.tensor_parallel import layers
 
     chosen: Any = optimizer
     chosen.Adam, chosen.SGD, chosen.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
     sharded: Any = distrib_optimizer
     sharded.HAVE_APEX_OR_TE = sharded.USING_TE_OPTIMIZER = sharded.USING_APEX_OPTIMIZER = False
-    kernels: Any
-    for kernels in (clip_grads, mixed_precision):
-        kernels.multi_tensor_applier = utils.local_multi_tensor_applier
-        kernels.multi_tensor_scale_impl = utils.local_multi_tensor_scale
-    kernels = clip_grads
-    kernels.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    foreach_kernels.use()
     linear: Any = layers
     linear.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add_weight_gradient)
 

@@ -16,11 +16,13 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from dnapretrain.config import OptimConfig, RunConfig
+from dnapretrain.parallel import foreach_kernels
 
 
 def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) -> Any:
     """Megatron's optimizer over this rank's chunks; weight decay skips norms and biases (one-dimensional weights)."""
     optim = config.optim
+    foreach_kernels.use_where_megatron_has_none()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
