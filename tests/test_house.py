@@ -55,6 +55,7 @@ MEGATRON_FILES = {
     "dnapretrain/model/schedule_player.py",
     "dnapretrain/model/transformer_engine.py",
     "dnapretrain/parallel/cpu_engine.py",
+    "dnapretrain/parallel/foreach_kernels.py",
     "dnapretrain/parallel/groups.py",
     "dnapretrain/train/checkpoint.py",
     "dnapretrain/train/checkpoint_writer.py",

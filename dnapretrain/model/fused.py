@@ -31,7 +31,7 @@ class _RmsNorm(torch.autograd.Function):
         input_, weight_H, inverse_T1 = ctx.saved_tensors
         gradient, width = gradients[0].float(), input_.shape[-1]
         normed, weight = input_.float() * inverse_T1, weight_H.float()
-        product_TH = (gradient * normed).view(-1, width)
+        product_TH = (gradient * normed).reshape(-1, width)
         of_weight_H = product_TH.sum(dim=0).to(weight_H.dtype)
         mean_T1 = (product_TH @ weight).div_(width).view(inverse_T1.shape)
         # The product's memory is free again, and as large as the result.
@@ -41,8 +41,39 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rms_norm(input_: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """`torch.nn.functional.rms_norm` over the last axis of a contiguous [..., H], computed in fp32."""
+    """`torch.nn.functional.rms_norm` over the last axis of [..., H], computed in fp32."""
     result: Tensor = _RmsNorm.apply(input_, weight_H, eps)
+    return result
+
+
+class _LayerNorm(torch.autograd.Function):
+    """y = n w + b with n = (x - mean(x)) r: torch's kernel, but for the gradients of w and b, sums over tokens of g n and of g.
+
+    In bf16 torch adds these up in bf16 on the CPU: from some hundred tokens on much of them is lost. Here they are added in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input_: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float) -> Tensor:
+        # Of fp32 gains torch keeps mean and r in fp32 too.
+        result, mean_T1, inverse_T1 = torch.native_layer_norm(input_, weight_H.shape, weight_H.float(), bias_H.float(), eps)
+        ctx.save_for_backward(input_, weight_H, bias_H, mean_T1, inverse_T1)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (input_, weight_H, bias_H, mean_T1, inverse_T1) = gradients, ctx.saved_tensors
+        width = weight_H.shape[0]
+        of_input, _, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, input_, weight_H.shape, mean_T1, inverse_T1, weight_H.float(), bias_H.float(), [True, False, False]
+        )
+        products = input_.float().sub_(mean_T1).mul_(inverse_T1).mul_(gradient).reshape(-1, width)
+        of_bias_H = gradient.reshape(-1, width).sum(dim=0, dtype=torch.float32)
+        return of_input, products.sum(dim=0).to(weight_H.dtype), of_bias_H.to(bias_H.dtype), None
+
+
+def layer_norm(input_: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float) -> Tensor:
+    """`torch.nn.functional.layer_norm` over the last axis of [..., H], every sum in fp32."""
+    result: Tensor = _LayerNorm.apply(input_, weight_H, bias_H, eps)
     return result
 
 

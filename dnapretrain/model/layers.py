@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention.bias import causal_lower_right
 
 from dnapretrain.model.context_parallel import attend_over_ranks, own_part
-from dnapretrain.model.fused import rms_norm
+from dnapretrain.model.fused import layer_norm, rms_norm
 
 NORM_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -56,6 +56,11 @@ class LayerNorm(torch.nn.LayerNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         mark_sequence_parallel(self, config.sequence_parallel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of [..., hidden]; in bf16 on the CPU by `fused.layer_norm`, which loses no gradients of gain and bias."""
+        is_exact = x.is_cuda or x.dtype == torch.float32
+        return super().forward(x) if is_exact else layer_norm(x, self.weight, self.bias, self.eps)
 
 
 def mark_sequence_parallel(module: torch.nn.Module, value: bool) -> None:

@@ -24,13 +24,14 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiled kernels are for the real thi
 
 import torch
 import torch.distributed as dist
-from torch.nn.attention.bias import CausalBias
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention.bias import CausalBias
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
-MEMORY = 141 * 10**9
+NAME, MEMORY = "NVIDIA H200", 141 * 10**9
 FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint", "randperm", "eye", "linspace", "tensor", "as_tensor")
 FACTORIES += ("empty_strided", "scalar_tensor", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 CPU_BESIDE = ("aten::index", "aten::_index_put_impl_", "aten::index_put", "aten::_unsafe_index", "aten::_unsafe_index_put")
@@ -50,7 +51,7 @@ _plain = SimpleNamespace()
 _lock = threading.RLock()
 
 
-class WrongDevice(RuntimeError):
+class WrongDeviceError(RuntimeError):
     """What CUDA would have refused."""
 
 
@@ -76,6 +77,8 @@ def place_of(tensor: torch.Tensor) -> torch.device | None:
     kind = _plain.device.__get__(tensor)
     if kind.type != "cpu":
         return kind
+    if "place" in getattr(tensor, "__dict__", {}):
+        return tensor.place
     try:
         known = _places.get(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
@@ -110,7 +113,7 @@ def pin(tensor: torch.Tensor) -> torch.Tensor:
 def in_owner(what: str) -> None:
     """CUDA does not survive a fork."""
     if os.getpid() != _owner:
-        raise WrongDevice(f"Cannot re-initialize CUDA in forked subprocess: {what}")
+        raise WrongDeviceError(f"Cannot re-initialize CUDA in forked subprocess: {what}")
 
 
 def wait(what: str) -> None:
@@ -173,7 +176,7 @@ class Watch(TorchDispatchMode):
                     wait(f"{name}, indices from the host,")
                     continue
                 shapes = [(tuple(tensor.shape), str(place)) for tensor, place in zip(inputs, places, strict=True)]
-                raise WrongDevice(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {name} of {shapes}")
+                raise WrongDeviceError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {name} of {shapes}")
 
     def see_copy(self, to: torch.device | None, of: torch.device | None, source: torch.Tensor, non_blocking: bool) -> None:
         if to == GPU and of == HOST and source.dim() and not is_pinned(source):
@@ -191,11 +194,11 @@ class Watch(TorchDispatchMode):
         wanted = GPU if is_nccl(group) else HOST
         for tensor, place in zip(inputs, places, strict=True):
             if place is not None and place != wanted:
-                raise WrongDevice(
+                raise WrongDeviceError(
                     f"{name} of a group of {'nccl' if wanted == GPU else 'gloo'} got a tensor on {place}, shape {tuple(tensor.shape)}"
                 )
             if wanted == GPU and not tensor.is_contiguous():
-                raise WrongDevice(f"{name}: Tensors must be contiguous, shape {tuple(tensor.shape)}, strides {tensor.stride()}")
+                raise WrongDeviceError(f"{name}: Tensors must be contiguous, shape {tuple(tensor.shape)}, strides {tensor.stride()}")
             put(tensor, wanted)
 
 
@@ -248,7 +251,7 @@ def _answer_tensors() -> None:
 
     def numpy(self: torch.Tensor, **kwargs: Any) -> Any:
         if place_of(self) == GPU:
-            raise WrongDevice("can't convert cuda:0 device type tensor to numpy")
+            raise WrongDeviceError("can't convert cuda:0 device type tensor to numpy")
         return _plain.numpy(self, **kwargs)
 
     tensor.numpy = numpy
@@ -266,6 +269,14 @@ def _answer_tensors() -> None:
         return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) and place_of(self) == GPU else answer
 
     tensor.type = tensor_type
+    wrapper = tensor._make_wrapper_subclass
+
+    def make_wrapper(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:  # an FP8 tensor: a shell around others
+        made = wrapper(*args, device=HOST, **kwargs)
+        made.place = HOST if device is None or (not isinstance(device, int) and torch.device(device).type == "cpu") else GPU
+        return made
+
+    tensor._make_wrapper_subclass = staticmethod(make_wrapper)
     CausalBias.__new__ = _of_its_own  # type: ignore[method-assign,assignment]
     for name in FACTORIES:
         setattr(torch, name, _factory(getattr(torch, name)))
@@ -332,9 +343,9 @@ def _factory(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
         where, pinned = kwargs.pop("device", None), kwargs.pop("pin_memory", None)
         like = args[0] if function.__name__.endswith("_like") or function.__name__ == "as_tensor" else None
         if where is None:
-            where = like.device if isinstance(like, torch.Tensor) else "cpu"
+            where = like.device if isinstance(like, torch.Tensor) else _device_in_force()
         where = torch.device("cuda", where) if isinstance(where, int) else torch.device(where)
-        if where.type == "meta" or (isinstance(like, torch.Tensor) and _plain.device.__get__(like).type == "meta"):
+        if where.type == "meta":
             return function(*args, **kwargs, device="meta")
         if function.__name__ == "as_tensor" and isinstance(like, torch.Tensor):
             return like.to(where, kwargs.get("dtype") or like.dtype)
@@ -350,6 +361,12 @@ def _factory(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
         return pin(result) if pinned else result
 
     return made
+
+
+def _device_in_force() -> torch.device:
+    """Of `with torch.device(...)`, which knows the factories by their own names only."""
+    modes = reversed(torch.overrides._get_current_function_mode_stack())
+    return next((mode.device for mode in modes if isinstance(mode, DeviceContext)), HOST)
 
 
 class Stream:
@@ -405,7 +422,9 @@ def _answer_cuda() -> None:
         in_owner("a context of CUDA")
         yield
 
-    used = lambda *_, **__: sum(reference_bytes for reference_bytes in _sizes())
+    def used(*_: Any, **__: Any) -> int:
+        return sum(_sizes())
+
     answers = {
         "is_available": True,
         "is_initialized": True,
@@ -419,14 +438,12 @@ def _answer_cuda() -> None:
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer if callable(answer) else functools.partial(lambda value, *_: value, answer))
-    properties = SimpleNamespace(
-        name="NVIDIA H200", major=9, minor=0, total_memory=MEMORY, multi_processor_count=132, warp_size=32,
-        max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=233472, L2_cache_size=62914560,
-    )  # fmt: skip
+    properties = SimpleNamespace(name=NAME, major=9, minor=0, total_memory=MEMORY, multi_processor_count=132, warp_size=32)
+    properties.L2_cache_size = 60 * 2**20
     for name, answer in {
         "current_device": 0,
         "set_device": lambda *_, **__: None,
-        "get_device_name": "NVIDIA H200",
+        "get_device_name": NAME,
         "get_device_capability": (9, 0),
         "get_device_properties": properties,
         "synchronize": synchronize,
@@ -456,16 +473,29 @@ def _answer_cuda() -> None:
     cuda.Stream, cuda.Event = Stream, Event
     cuda.default_generators = (torch.default_generator,)
     cuda.nccl.version = lambda: (2, 27, 5)
+    for autocast in (torch.autocast, torch.amp.autocast_mode.autocast):
+        autocast.__init__ = _autocast_of_host(autocast.__init__)  # type: ignore[method-assign]
     cuda.nvtx = SimpleNamespace(range_push=lambda *_, **__: None, range_pop=lambda: None)
 
 
+def _autocast_of_host(plain: Callable[..., None]) -> Callable[..., None]:
+    """The kernels are the CPU's, and so is what they cast by."""
+    if getattr(plain, "of_host", False):
+        return plain
+
+    def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        plain(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    made.of_host = True  # type: ignore[attr-defined]
+    return made
+
+
 def _sizes() -> Iterator[int]:
-    for key, (reference, place) in list(_places.items()):
+    for reference, place in list(_places.values()):
         if place == GPU and not reference.expired():
             storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
             if storage is not None:
                 yield storage.nbytes()
-        del key
 
 
 def is_nccl(group: Any) -> bool:

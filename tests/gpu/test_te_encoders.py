@@ -114,4 +114,5 @@ def goes_on(first: str, second: str) -> None:
     """Of the shape that fuses no norm."""
     need_transformer_engine()
     one, other = ({"model__transformer_impl": impl} for impl in (first, second))
-    checkpoint_goes_on(one, other, f"a DNABERT-2 of {first} continued by {second}", 2 * BOUNDS["bf16"][0], **COMMON, **SHAPES["DNABERT-2"])
+    settings = {**COMMON, **SHAPES["DNABERT-2"]}
+    checkpoint_goes_on(one, other, f"a DNABERT-2 of {first} continued by {second}", 2 * BOUNDS["bf16"][0], **settings)

@@ -77,6 +77,7 @@ class Kernels(ModuleType):
     __all__ = (
         *("generic_gemm", "layernorm_fwd", "layernorm_bwd", "rmsnorm_fwd", "rmsnorm_bwd", "get_cudnn_version"),
         *("quantize", "bgrad_quantize", "dequantize", "fp8_transpose", "get_fused_attn_backend"),
+        *("multi_tensor_l2norm", "multi_tensor_scale", "multi_tensor_adam"),
     )
     fp8_products = 0
     """Matrix products with an FP8 operand so far."""
@@ -159,34 +160,59 @@ class Kernels(ModuleType):
 
     @staticmethod
     def layernorm_fwd(x, weight, bias, eps, out, quantizer, _dtype, _sm_margin, zero_centered):
+        """In fp32, as the CUDA kernels; the result has the input's type."""
         assert not zero_centered
-        mean = x.mean(-1)
-        centred = x - mean[:, None]
+        wide = x.float()
+        mean = wide.mean(-1)
+        centred = wide - mean[:, None]
         inverse = (centred.square().mean(-1) + eps).rsqrt()
-        result = centred * inverse[:, None] * weight + bias
+        result = (centred * inverse[:, None] * weight.float() + bias.float()).to(x.dtype)
         result = result if quantizer is None else Kernels.quantize(result, quantizer)
         return (result if out is None else out.copy_(result)), mean, inverse
 
     @staticmethod
     def layernorm_bwd(grad, x, mean, inverse, weight, _sm_margin, _zero_centered):
-        normal = (x - mean[:, None]) * inverse[:, None]
-        wanted = grad * weight
+        normal = (x.float() - mean[:, None]) * inverse[:, None]
+        wanted = grad.float() * weight.float()
         inner = wanted - wanted.mean(-1, keepdim=True) - normal * (wanted * normal).mean(-1, keepdim=True)
-        return inner * inverse[:, None], (grad * normal).sum(0), grad.sum(0)
+        sums = (grad.float() * normal).sum(0).to(weight.dtype), grad.float().sum(0).to(weight.dtype)
+        return (inner * inverse[:, None]).to(x.dtype), *sums
 
     @staticmethod
     def rmsnorm_fwd(x, weight, eps, out, quantizer, _dtype, _sm_margin, zero_centered):
         assert not zero_centered
-        inverse = (x.square().mean(-1) + eps).rsqrt()
-        result = x * inverse[:, None] * weight
+        wide = x.float()
+        inverse = (wide.square().mean(-1) + eps).rsqrt()
+        result = (wide * inverse[:, None] * weight.float()).to(x.dtype)
         result = result if quantizer is None else Kernels.quantize(result, quantizer)
         return (result if out is None else out.copy_(result)), None, inverse
 
     @staticmethod
     def rmsnorm_bwd(grad, x, inverse, weight, *_):
-        normal = x * inverse[:, None]
-        wanted = grad * weight
-        return (wanted - normal * (wanted * normal).mean(-1, keepdim=True)) * inverse[:, None], (grad * normal).sum(0)
+        normal = x.float() * inverse[:, None]
+        wanted = grad.float() * weight.float()
+        inner = wanted - normal * (wanted * normal).mean(-1, keepdim=True)
+        return (inner * inverse[:, None]).to(x.dtype), (grad.float() * normal).sum(0).to(weight.dtype)
+
+    @staticmethod
+    def multi_tensor_l2norm(_chunk_size, _noop, lists, *_):
+        import torch
+
+        return torch.cat([tensor.detach().flatten().float() for tensor in lists[0]]).norm().reshape(1), None
+
+    @staticmethod
+    def multi_tensor_scale(_chunk_size, _noop, lists, factor):
+        for source, target in zip(*lists, strict=True):
+            target.copy_(source * factor)
+
+    @staticmethod
+    def multi_tensor_adam(_chunk_size, _noop, lists, lr, beta1, beta2, eps, step, is_adamw, corrects_bias, weight_decay):
+        assert is_adamw and corrects_bias
+        for gradient, weight, first, second in zip(*lists, strict=True):
+            first.lerp_(gradient, 1 - beta1)
+            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            update = (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
+            weight.sub_(lr * (update + weight_decay * weight))
 
 
 def fp8_type(te_type: Any) -> Any:

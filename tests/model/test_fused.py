@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnapretrain.model.fused import geglu, rms_norm, swiglu
+from dnapretrain.model.fused import geglu, layer_norm, rms_norm, swiglu
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -42,6 +42,15 @@ def test_rms_norm(dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+def test_layer_norm(dtype):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, 3, 24, generator=generator) * 3 + 1
+    weight, bias = torch.randn(2, 24, generator=generator)
+    inputs[0, 0] = 2.0  # nothing to normalise
+    assert_equal(lambda x, w, b: layer_norm(x, w, b, 1e-5), lambda x, w, b: F.layer_norm(x, (24,), w, b, 1e-5), dtype, inputs, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("fused", "activation"), [(swiglu, F.silu), (geglu, F.gelu)])
 def test_gated_activations(fused, activation, dtype):
     halves = torch.randn(5, 3, 32, generator=torch.Generator().manual_seed(1)) * 3
@@ -51,6 +60,15 @@ def test_gated_activations(fused, activation, dtype):
         return activation(gate) * value
 
     assert_equal(fused, plain, dtype, halves)
+
+
+@pytest.mark.parametrize("norm", [lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: layer_norm(x, w, w, 1e-5)])
+def test_norms_take_transposed_inputs(norm):
+    """As after an embedding, [B, S, H] seen as [S, B, H]."""
+    whole, weight = torch.randn(5, 3, 24), torch.randn(24)
+    seen = values_and_gradients(lambda x, w: norm(x.transpose(0, 1), w).transpose(0, 1).contiguous(), whole, weight)
+    for one, other in zip(seen, values_and_gradients(norm, whole, weight), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gradients_by_finite_differences():
