@@ -17,6 +17,7 @@ import datetime
 import os
 import platform as host
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -383,6 +384,11 @@ def hardware(use_gpu: bool) -> str:
 
 
 def commit() -> str:
+    """Of this clone; DNAPRETRAIN_COMMIT says it where only the files have been brought, without git's folder."""
+    if given := os.environ.get("DNAPRETRAIN_COMMIT"):
+        return given
+    if shutil.which("git") is None:
+        return "no git"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "no git"
 

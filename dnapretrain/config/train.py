@@ -63,8 +63,8 @@ class TrainConfig(Section):
     gradient_accumulation_fusion: bool = False
     """Add weight gradients to the fp32 sums within the matrix product: Transformer Engine's layers, or Apex's extension."""
     cuda_graph_impl: Literal["none", "local", "transformer_engine"] = "none"
-    """Capture each layer as a CUDA graph, by Megatron-core (local) or by Transformer Engine. For decoders without dropout, on one pipeline
-    stage, with samples of one length."""
+    """Capture each layer as a CUDA graph, by Megatron-core (local) or by Transformer Engine. For decoders without dropout and
+    recomputation, on one pipeline stage, with samples of one length."""
     cuda_graph_warmup_steps: int = Field(3, ge=1)
     """Passes before the capture: of each layer (local), or steps of training (transformer_engine)."""
     recompute: Literal["none", "selective", "full"] = "none"

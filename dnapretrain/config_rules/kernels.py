@@ -155,13 +155,17 @@ def _check_cuda_graphs(config: RunConfig) -> None:
         "parallel.pipeline_model_parallel_size above 1: evaluation would replay the graphs of micro-batches out of turn": (
             config.parallel.pipeline_model_parallel_size > 1
         ),
-        "train.recompute=full, which is outside of what is captured": train.recompute == "full",
+        f"train.recompute={train.recompute}: a captured backward pass cannot run a forward pass again": train.recompute != "none",
     }
     for reason, is_so in reasons.items():
         if is_so:
             raise ConfigError(f"{what} does not go with {reason}. Set train.cuda_graph_impl=none.")
     if train.cuda_graph_impl == "transformer_engine":
         _needs_te_layers(config, what, "Set train.cuda_graph_impl=local or none.")
+        if train.precision != "bf16":
+            raise ConfigError(
+                f"{what} captures layers of bf16, and train.precision={train.precision}. Set train.cuda_graph_impl=local or none."
+            )
 
 
 def _check_communication(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -47,6 +47,11 @@ class Prefetch:
             return batch.result()
         finally:
             self.seconds_waited += time.perf_counter() - started
+
+    def rest(self) -> None:
+        """Wait until nothing is being read, and nothing will be before the next `take`: while a CUDA graph is captured no thread may pin
+        memory."""
+        wait([batch for _, batch in self._ahead])
 
     def drop(self) -> None:
         """Forget what was read ahead."""

@@ -46,8 +46,12 @@ def start_groups(platform: Platform, parallel: ParallelConfig, seed: int, store:
     from megatron.core import tensor_parallel
 
     _build_groups(parallel)
-    # An earlier run of this process may have made the tracker of the other kind.
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=cuda_graphs, force_reset_rng=platform.is_cuda)
+    tensor_parallel.model_parallel_cuda_manual_seed(
+        seed,
+        te_rng_tracker=cuda_graphs and tensor_parallel.random.HAVE_TE,  # its attention is captured with no other
+        use_cudagraphable_rng=cuda_graphs,
+        force_reset_rng=platform.is_cuda,  # an earlier run of this process may have made the tracker of the other kind
+    )
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Trainer:
         self._stand_at(self.position)
         self.forward_backward = get_forward_backward_func()
         self.timer = StepTimer(self.place.device.type == "cuda")
-        self.kernels = StepKernels(self.config, self.chunks, self.optimizer, self.place.data_parallel_size)
+        self.kernels = StepKernels(self.config, self.chunks, self.optimizer, self.place.data_parallel_size, self._rest)
         self.recovery = Recovery(self.config, self.chunks, self.stream, self.place, self.log, self.saver, self.forward_backward)
         train = self.config.train
         self._end_sample = self.config.samples_after(min(train.train_steps, train.stop_at_step or train.train_steps))
@@ -200,6 +200,11 @@ class Trainer:
         batch_size = self.config.global_batch_size(first_sample)
         return self.config.num_microbatches(self.place.data_parallel_size, batch_size), first_sample + batch_size
 
+    def _rest(self) -> None:
+        for prefetch in self.prefetch:
+            if prefetch:
+                prefetch.rest()
+
     def _waited(self) -> float:
         """Seconds of the last step in which this rank waited for its batches."""
         waiting = [prefetch for prefetch in self.prefetch if prefetch]
@@ -273,6 +278,7 @@ class Trainer:
         self.timer.ready_to_reduce()
         self.watch.enter("gradient reduction")
         finalize_model_grads(*arguments, **options)
+        self.kernels.passes_done()
 
     def _sums(self, reports: list[torch.Tensor]) -> list[float]:
         """The NUM_TOTALS sums of the global batch, on every rank."""

@@ -77,3 +77,21 @@ def test_the_plain_runner_runs_and_skips() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) > 8
     assert all(line.endswith("skipped: no CUDA device") for line in lines)
+
+
+def test_a_transformer_engine_that_does_not_load_is_left_out(tmp_path: Path) -> None:
+    script = "import os, sys, pathlib; sys.path.insert(0, 'benchmarks'); import gpu_setup; "
+    script += "gpu_setup.drop_broken_te(pathlib.Path(sys.argv[1]), {**os.environ, 'PYTHONPATH': sys.argv[1]})"
+    said = {}
+    for name, loads in (("broken", False), ("whole", True)):
+        site = tmp_path / name
+        (site / "transformer_engine" / "pytorch").mkdir(parents=True)
+        (site / "transformer_engine_torch.so").touch()
+        (site / "other.py").touch()
+        (site / "transformer_engine" / "__init__.py").write_text("" if loads else "raise RuntimeError('no such library')")
+        (site / "transformer_engine" / "pytorch" / "__init__.py").touch()
+        command = [sys.executable, "-c", script, str(site)]
+        said[name] = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "no such library" in said["broken"] and not said["whole"]
+    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["other.py"]
+    assert len(list((tmp_path / "whole").iterdir())) == 3

@@ -112,12 +112,16 @@ class Kernels(ModuleType):
             target = quantizer.make_empty(source.shape, dtype=source.dtype, device=source.device)
         limit = torch.finfo(kind).max
         data = (source.detach().float() * scale).clamp(-limit, limit).to(kind).view(torch.uint8)
+
+        def fill(place, values):  # where the flag is up it stays as it is: captured graphs so leave weights that have not changed
+            place.copy_(values if noop is None else torch.where(noop.bool(), place, values))
+
         if target._data is not None:
-            target._data.copy_(data)
+            fill(target._data, data)
         if target._transpose is not None:
-            target._transpose.copy_(data.movedim(-1, 0))
+            fill(target._transpose, data.movedim(-1, 0))
             target._transpose_invalid = False
-        target._scale_inv.copy_((1 / scale).reshape(1))
+        fill(target._scale_inv, (1 / scale).reshape(1))
         return target
 
     @staticmethod

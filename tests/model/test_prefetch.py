@@ -57,6 +57,20 @@ def test_after_a_jump_nothing_of_before_is_given(prefetch):
     assert reader.take(600, 2) == (600, 2)  # behind the plan's end
 
 
+def test_at_rest_nothing_is_read(prefetch):
+    asked = []
+
+    def read(*place):
+        time.sleep(0.02)
+        asked.append(place)
+        return place
+
+    reader = prefetch(read)
+    reader.take(0, 0)
+    reader.rest()
+    assert len(asked) == 1 + AHEAD
+
+
 def test_no_more_is_read_than_a_few_ahead(prefetch):
     asked = []
     reader = prefetch(lambda *place: asked.append(place) or place)
