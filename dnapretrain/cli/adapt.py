@@ -53,9 +53,21 @@ def table_options(arguments: argparse.Namespace, needs_labels: bool = False) -> 
     )
 
 
+def add_device(verb: Any) -> None:
+    """Where the model computes."""
+    verb.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU where there is one (default)")
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """The option that `add_device` added: auto as what it stands for here, anything else as it was given."""
+    from dnapretrain.parallel.platform import choose_device
+
+    return choose_device("auto") if arguments.device == "auto" else str(arguments.device)
+
+
 def add_backbone_options(verb: Any) -> None:
     """How the model is loaded and what it does with long sequences."""
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    add_device(verb)
     verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="of the weights; auto: bf16 on a GPU, fp32 on the CPU")
     verb.add_argument(
         "--on-long",
@@ -75,7 +87,7 @@ def backbone_of(arguments: argparse.Namespace) -> Backbone:
 
     return open_backbone(
         arguments.model,
-        device=arguments.device,
+        device=device_of(arguments),
         dtype=arguments.dtype,
         on_long=arguments.on_long,
         max_tokens=arguments.max_tokens,
@@ -192,7 +204,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         pooling=arguments.pooling,
         both_strands=arguments.both_strands,
         tokens_per_batch=arguments.tokens_per_batch,
-        device=arguments.device,
+        device=device_of(arguments),
         dtype=arguments.dtype,
         on_long=arguments.on_long,
         max_tokens=arguments.max_tokens,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnapretrain.cli.adapt import MODEL, TABLE, add_table_options, table_options
+from dnapretrain.cli.adapt import MODEL, TABLE, add_device, add_table_options, device_of, table_options
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_finetune(verbs: Any) -> None:
     verb.add_argument("--from-scratch", action="store_true", help="the same architecture from random weights, to compare with")
     verb.add_argument("--on-long", default="error", metavar="error|truncate", help="a sequence longer than the model (default error)")
     verb.add_argument("--max-tokens", type=int, metavar="N", help="longest sequence, specials included (default: the model's context)")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    add_device(verb)
     verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on a GPU (weights stay fp32), fp32 on the CPU")
     verb.add_argument("--keep", default="all", metavar="all|none", help="models of all seeds and folds, or results alone (default all)")
     verb.add_argument("--json", action="store_true", help="print what result.json holds")
@@ -108,7 +108,7 @@ def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
         from_scratch=arguments.from_scratch,
         on_long=arguments.on_long,
         max_tokens=arguments.max_tokens,
-        device=arguments.device,
+        device=device_of(arguments),
         keep=arguments.keep,
         condition_bins=arguments.condition_bins,
     )
@@ -152,7 +152,7 @@ def add_predict(verbs: Any) -> None:
     verb.add_argument("input", type=Path, metavar="INPUT", help=TABLE)
     verb.add_argument("--output", required=True, type=Path, metavar="CSV", help="rows in the order of the input")
     verb.add_argument("--batch-size", type=int, default=32, metavar="N", help="default 32")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    add_device(verb)
     verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on a GPU, fp32 on the CPU")
     add_table_options(verb)
     verb.set_defaults(verb=_predict)
@@ -164,7 +164,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     num_runs = len(read_result(arguments.directory)["runs"])
     table = read_table(arguments.input, table_options(arguments))
-    target, predicted, notes = predict_table(arguments.directory, table, arguments.device, arguments.dtype, arguments.batch_size)
+    target, predicted, notes = predict_table(arguments.directory, table, device_of(arguments), arguments.dtype, arguments.batch_size)
     for note in notes:
         _say(f"note: {note}")
     write_predictions(arguments.output, table, target, predicted)
@@ -205,7 +205,7 @@ def add_benchmark(verbs: Any) -> None:
     verb.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds and folds at the same time, in N processes (default 1)")
     verb.add_argument("--max-rows", type=int, metavar="N", help="of each table, drawn at random: a quick look, and marked as such")
     verb.add_argument("--on-long", default="error", metavar="error|truncate", help="a sequence longer than the model (default error)")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    add_device(verb)
     verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on a GPU (weights stay fp32), fp32 on the CPU")
     verb.add_argument("--json", action="store_true", help="print what benchmark.json holds")
     verb.set_defaults(verb=_benchmark)
@@ -226,7 +226,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         changes=parse_changes(arguments.set),
         max_rows=arguments.max_rows,
         on_long=arguments.on_long,
-        device=arguments.device,
+        device=device_of(arguments),
         dtype=arguments.dtype,
     )
     tasks = suite.choose(arguments.tasks.split(",") if arguments.tasks else None)

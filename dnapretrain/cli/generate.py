@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnapretrain.cli.adapt import MODEL, TABLE, add_table_options, table_options
+from dnapretrain.cli.adapt import MODEL, TABLE, add_device, add_table_options, device_of, table_options
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_sampling(verb: Any) -> None:
     verb.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens that have this probability together")
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default 8); what is drawn does not depend on it")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(verb)
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling:
@@ -96,7 +96,7 @@ def _continued(arguments: argparse.Namespace, model: Path, sampling: Sampling) -
         seed=sampling.seed,
         num_samples=arguments.num_samples,
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=device_of(arguments),
         until_end=arguments.until_end,
         conditions=arguments.condition,
     )
@@ -115,7 +115,7 @@ def _filled(arguments: argparse.Namespace, model: Path, sampling: Sampling) -> A
     if not templates:
         templates = [replace(one, name="design") for one in make_prompts(["N" * arguments.num_bases])]
     unmasking = Unmasking(sampling, arguments.rounds, arguments.order)
-    return unmask(model, templates, unmasking, arguments.num_samples, arguments.batch_size, arguments.device)
+    return unmask(model, templates, unmasking, arguments.num_samples, arguments.batch_size, device_of(arguments))
 
 
 def add_recovery(verbs: Any) -> None:
@@ -134,7 +134,7 @@ def add_recovery(verbs: Any) -> None:
     verb.add_argument("--prompt-bases", type=int, default=6144, metavar="N", help="of the longest prompt (default 6144)")
     verb.add_argument("--num-bases", type=int, default=30, metavar="N", help="bases to recover (default 30)")
     verb.add_argument("--batch-size", type=int, default=8, help="prompts at a time (default 8)")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(verb)
     verb.add_argument("--json", action="store_true", help="print what recovery.json holds")
     add_table_options(verb)
     verb.set_defaults(verb=_recovery)
@@ -150,7 +150,7 @@ def _recovery(arguments: argparse.Namespace) -> int:
     if not arguments.label_column:
         options = replace(options, label_columns=())
     taxa = read_taxa(arguments.inputs, options)
-    found = run_recovery(arguments.model, taxa, arguments.output, settings, arguments.device, _say)
+    found = run_recovery(arguments.model, taxa, arguments.output, settings, device_of(arguments), _say)
     draw_recovery(arguments.output / "recovery.png", found)
     print((arguments.output / RESULT).read_text() if arguments.json else format_recovery(found))
     return 0
@@ -197,7 +197,7 @@ def _design(arguments: argparse.Namespace) -> int:
         until_end=arguments.until_end,
         sampling=sampling_of(arguments),
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=device_of(arguments),
     )
     natural = read_table(arguments.natural, table_options(arguments, needs_labels=True)) if arguments.natural else None
     found = run_design(arguments.model, arguments.condition, prefixes, arguments.output, settings, arguments.predictor, natural, _say)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnapretrain.cli.adapt import MODEL, parse_layers
+from dnapretrain.cli.adapt import MODEL, add_device, device_of, parse_layers
 from dnapretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_score(verbs: Any) -> None:
         "--pseudo-bases", type=int, default=64, metavar="N", help="encoders, indels: mask each token within N bases (default 64)"
     )
     _add_input_options(verb)
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    add_device(verb)
     verb.add_argument("--dtype", default="auto", metavar="auto|fp32|bf16", help="of the weights; auto: bf16 on a GPU, fp32 on the CPU")
     verb.add_argument("--max-tokens", type=int, metavar="N", help="longest window, specials included (default: the model's context)")
     verb.add_argument("--tokens-per-batch", type=int, default=16_384, metavar="N", help="with padding (default 16384)")
@@ -86,7 +86,7 @@ def _score(arguments: argparse.Namespace) -> int:
     )
     backbone = open_backbone(
         arguments.model,
-        device=arguments.device,
+        device=device_of(arguments),
         dtype=arguments.dtype,
         max_tokens=arguments.max_tokens,
         random_weights=arguments.random_weights,

@@ -349,9 +349,13 @@ def _factory(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
             return function(*args, **kwargs, device="meta")
         if function.__name__ == "as_tensor" and isinstance(like, torch.Tensor):
             return like.to(where, kwargs.get("dtype") or like.dtype)
+        if function.__name__ == "tensor":
+            for number in tree_leaves(args[0]):  # each is asked for
+                if isinstance(number, torch.Tensor) and place_of(number) == GPU:
+                    wait("torch.tensor of numbers on the GPU")
         if where.type == "cuda":
             in_owner(function.__name__)
-            if function.__name__ == "tensor" and args and not isinstance(args[0], (int, float, bool)):
+            if function.__name__ == "tensor" and not isinstance(args[0], (int, float, bool)):
                 wait("copy to the GPU from memory that is not pinned")
         if isinstance(like, torch.Tensor):
             kwargs["device"] = HOST

@@ -35,19 +35,24 @@ def as_hf_folder(model: str | Path, say: Callable[[str], None] | None = None) ->
     Raises ConfigError where there is neither, CheckpointError for a checkpoint that is not whole.
     """
     model = Path(model)
+    check_model(model)
     if is_hf_folder(model):
         yield model
         return
-    if not is_native(model):
-        raise ConfigError(
-            f"{model} is no model: no Hugging Face folder (no config.json), no run ({CHECKPOINTS_DIR}/) and no checkpoint ({WEIGHTS_DIR}/)."
-        )
     checkpoint = find_checkpoint(model)
     with tempfile.TemporaryDirectory(prefix="dnapretrain-") as temporary:
         folder = Path(temporary) / "hf"
         to_hf(checkpoint, folder)
         (say or _say)(f"exported {checkpoint} to a temporary folder (`dnapretrain convert to-hf` makes one that stays)")
         yield folder
+
+
+def check_model(model: Path) -> None:
+    """Raise ConfigError where no model lies there."""
+    if not is_hf_folder(model) and not is_native(model):
+        raise ConfigError(
+            f"{model} is no model: no Hugging Face folder (no config.json), no run ({CHECKPOINTS_DIR}/) and no checkpoint ({WEIGHTS_DIR}/)."
+        )
 
 
 def _say(line: str) -> None:
@@ -108,8 +113,9 @@ def finetuned_model(model: str | Path) -> Path:
 
 
 def holds_encoder(model: Path) -> bool:
-    """Whether a masked language model lies there, folder, run or checkpoint."""
-    return is_encoder(model) if is_hf_folder(model) else is_native(model) and read_config(find_checkpoint(model)).is_masked
+    """Whether a masked language model lies there, folder, run or checkpoint. Raises ConfigError where there is none of them."""
+    check_model(model)
+    return is_encoder(model) if is_hf_folder(model) else read_config(find_checkpoint(model)).is_masked
 
 
 def check_decoder(model: Path) -> None:
