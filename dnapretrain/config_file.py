@@ -128,12 +128,18 @@ def _find_recipe(name: str, folder: Path = Path()) -> Path:
 
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The sections of a file, laid over those of the recipe that it names."""
+    if path.is_dir():
+        run = path / "run.yaml"
+        raise ConfigError(
+            f"cannot read config file {path}: it is a folder. Give {f'its settings, {run}' if run.is_file() else 'a YAML file'}."
+        )
     try:
         tree = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read config file {path}: {_one_line(error)}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"config file {path} holds {type(tree).__name__}, not sections. See examples/quickstart/gpt.yaml.")
+        kind = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"config file {path} holds {kind}, not sections. See examples/quickstart/gpt.yaml.")
     tree = _expand_aliases(tree)
     if "recipe" not in tree:
         return tree
@@ -248,7 +254,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     close = same_leaf or elsewhere or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if not close:
         leaves = {name.rpartition(".")[2]: name for name in names}
-        close = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]
+        close = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
     return f"Did you mean '{close[0]}'?" if close else f"Known sections: {', '.join(RunConfig.model_fields)}."
 
 

@@ -187,8 +187,8 @@ def test_an_unknown_key_names_the_nearest_known_one(file: Path, override: str, s
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "holds NoneType, not sections"),
-        ("- a\n", "holds list, not sections"),
+        ("", "holds nothing, not sections"),
+        ("- a\n", "holds a list, not sections"),
         (">chr1\nACGT\n", "cannot read config file"),
         ("optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}\n", "key 'optim' stands twice"),
         ("optim:\n  lr: 1\n  lr: 2\n", "key 'lr' stands twice"),
@@ -207,7 +207,10 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, says: str) -> None:
 def test_a_missing_file_a_folder_and_bytes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config file not found: .*none\.yaml\. Give a YAML file, or one of aido-dna-300m, "):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot read config file"):
+    with pytest.raises(ConfigError, match=r"cannot read config file .*: it is a folder\. Give a YAML file\."):
+        load_config(tmp_path)
+    (tmp_path / "run.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"it is a folder\. Give its settings, .*/run\.yaml\."):
         load_config(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot read config file"):

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,10 +29,12 @@ class StopSignals:
     """Watches STOP_SIGNALS from `with` to its end; `received` is the first one, 0 while there was none.
 
     Those sent to this process and those that its launcher passes on are counted apart: one Ctrl-C of a terminal comes both ways.
+    `launcher_gone`: its launcher has ended without a word, as by SIGKILL.
     """
 
     def __init__(self) -> None:
         self.received = 0
+        self.launcher_gone = False
         self._first_at: dict[bool, float] = {}
         self._launcher: int | None = None
         self._previous: dict[int, Any] = {}
@@ -78,6 +81,14 @@ class StopSignals:
                         self._receive(number, passed_on=source == self._launcher)
                 if not data:
                     sources.remove(source)
+                    if source == self._launcher:
+                        self._lose_launcher()
+
+    def _lose_launcher(self) -> None:
+        # Nobody passes our stderr on any more, and writing to that pipe would fail before the run has saved.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        self.launcher_gone = True
 
     def _receive(self, number: int, passed_on: bool) -> None:
         now = time.monotonic()

@@ -75,6 +75,8 @@ def write_layout(plan: dict[str, Any], file: Path, source: str) -> None:
     if file.exists():
         raise ConfigError(f"--write {file} is there already. Remove it, or give another name.")
     if not plan["best_layouts"]:
+        if not plan["legal_layouts"]:
+            raise ConfigError(f"no layout is legal, so {file} was not written. Change train.global_batch_size or --gpus.")
         raise ConfigError(f"no legal layout fits, so {file} was not written. Use more GPUs, or GPUs with more memory.")
     best, gpu = plan["best_layouts"][0], plan["gpu"]
     head = (
@@ -103,7 +105,9 @@ def _layout_table(plan: dict[str, Any]) -> list[str]:
     lines += [_table_row(layout) + ("  <- the file's" if own is not None and _same(own, layout) else "") for layout in shown]
     if len(best) > SHOWN_LAYOUTS:
         lines.append(f"    and {len(best) - SHOWN_LAYOUTS} more tp x cp x pp that fit (--json has all)")
-    if not best:
+    if not num_legal:
+        lines.append("    no layout is legal: change train.global_batch_size or the number of GPUs; what each breaks stands below")
+    elif not best:
         lines.append("    no legal layout fits: use more GPUs, GPUs with more memory, or a shorter data.sequence_length")
     if plan["refused"]:
         lines += ["", f"{sum(plan['refused'].values()):,} combinations of tp, cp, pp, vpp and micro-batch are not legal:"]
@@ -116,6 +120,11 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(one["overrides"] == other["overrides"] and one["layers"] == other["layers"])
 
 
+def _three(value: float) -> str:
+    """Three digits, zeros too: a column of 1.21 and 1.20."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def _table_row(layout: dict[str, Any]) -> str:
     weights, gradients, optimizer, activations, working, allowance = (layout["memory"][part] / 2**30 for part in MEMORY_COLUMNS)
     free = layout["free_bytes"] / 2**30
@@ -125,7 +134,8 @@ def _table_row(layout: dict[str, Any]) -> str:
     marks = (" (SP)" if layout["sequence_parallel"] else "") + (" (DO)" if layout["use_distributed_optimizer"] else "")
     speed = f"{'-':>7} {'-':>11} {'-':>5} {'-':>6}"
     if layout["seconds_per_step"] is not None:
-        speed = f"{layout['seconds_per_step']:>7.3g} {layout['tokens_per_second']:>11,.0f} {layout['mfu']:>5.1%} {layout['days']:>6.3g}"
+        step, days = _three(layout["seconds_per_step"]), _three(layout["days"])
+        speed = f"{step:>7} {layout['tokens_per_second']:>11,.0f} {layout['mfu']:>5.1%} {days:>6}"
     return (
         f"{layout['tp']:>4}{layout['cp']:>4}{layout['pp']:>4}{layout['vpp'] or '-':>4}{layout['dp']:>6}{layout['micro_batch_size']:>5}"
         f"{layout['num_microbatches']:>5} {layout['recompute']:<9} | {speed} {layout['bubble']:>6.1%} | {weights:>7.2f} {gradients:>6.2f} "

@@ -22,7 +22,7 @@ def events(history: RunHistory) -> str:
     saved, deleted, parts = of_kind.pop("checkpoint", []), of_kind.pop("deleted", []), []
     if saved:
         stall, size = column(saved, "stall_seconds"), column(saved, "bytes")
-        more = f", {size[-1] / 1e9:,.2f} GB each" if np.isfinite(size).any() else ""
+        more = f", {_size(size[-1])} each" if np.isfinite(size).any() else ""
         more += f"; training waited {short_duration(float(np.nansum(stall)))} for them in all" if np.isfinite(stall).any() else ""
         more += f"; {len(deleted):,} old ones were deleted" if deleted else ""
         parts.append(
@@ -51,8 +51,14 @@ def _start_text(start: Mapping[str, Any]) -> str:
     return said + "".join(f"<br>{text(remark)}" for remark in start.get("remarks", []))
 
 
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
+
+
 def _fields(record: Mapping[str, Any]) -> str:
-    return text(", ".join(f"{key} {_value(value)}" for key, value in record.items() if key not in ("kind", "step")))[:600]
+    # Of one rank, and where ranks were alike, the slowest says nothing more.
+    unsaid = {"kind", "step"} | ({"slowest"} if record.get("slowest") == record.get("seconds") else set())
+    return text(", ".join(f"{key} {_value(value)}" for key, value in record.items() if key not in unsaid))[:600]
 
 
 def _value(value: Any) -> str:
@@ -137,10 +143,23 @@ def _setting(key: str, value: Any, kind: Any) -> str:
     if isinstance(value, dict) and value and not isinstance(next(iter(value.values())), dict):
         shown = ", ".join(f"{name}: {item}" for name, item in value.items() if not isinstance(plain, dict) or plain.get(name) != item)
     else:
-        shown = str(value)
+        shown = _as_yaml(value)
     same = value == plain
     shown = "default" if same and isinstance(value, dict) else shown or "-"
     return f"<dt>{text(key)}</dt><dd{' class=same' if same else ''}>{text(shown)}</dd>"
+
+
+def _as_yaml(value: Any) -> str:
+    """As settings are written: null and true; a dictionary without what is null in it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_inner(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inner, value))}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _inner(value: Any) -> str:
+    return f"{{{_as_yaml(value)}}}" if isinstance(value, dict) else _as_yaml(value)
 
 
 def environment(start: Mapping[str, Any]) -> str:

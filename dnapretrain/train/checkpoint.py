@@ -7,6 +7,7 @@ digest and the digest of every file. `<run_dir>/checkpoints/latest` names the ne
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from dnapretrain.config import RunConfig
+from dnapretrain.config import RunConfig, Section
 from dnapretrain.convert.native import WEIGHTS_DIR, WeightsReader, damaged_file, read_config, read_state, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, DamagedCheckpointError
@@ -39,6 +40,10 @@ SHARDING = {
 ANY_VALUE = ("init_method_std", "transformer_impl", "hidden_dropout", "attention_dropout", "ffn_dropout")
 """Settings of section `model` that the weights of a checkpoint do not depend on."""
 
+UNSAID = ("checkpoint", "log", "train.run_dir", "train.stop_at_step", "train.exit_duration", "train.slurm_margin")
+"""Settings that may change from start to start without a word: training is the same."""
+UNSAID_LENGTH = 80
+"""Of a setting whose values are longer than so many letters, only the name is said."""
 ROTARY = ("model.rotary_base", "model.rope_scaling")
 """Settings that say how weights are used: another context length may ask for others."""
 
@@ -103,7 +108,8 @@ def load_newest(
     digest_at: Callable[[int], str],
     copies: NodeCopies | None = None,
 ) -> tuple[RunPosition, Path, list[str]]:
-    """Load the first of `candidates` that is whole: (position, checkpoint, warnings: each that was passed over, each copy not used).
+    """Load the first of `candidates` that is whole: (position, checkpoint, remarks: each that was passed over, each copy
+    not used, settings that changed).
 
     Raises as `load_checkpoint`; DamagedCheckpointError where none is whole.
     """
@@ -111,7 +117,11 @@ def load_newest(
     for checkpoint in candidates:
         try:
             position = load_checkpoint(checkpoint, config, platform, chunks, optimizer, digest_at, copies)
-            return position, checkpoint, warnings + (copies.remarks if copies else [])
+            changed: list[str] = []
+            with contextlib.suppress(CheckpointError):  # a node's copy was read, and the checkpoint itself has lost its run.yaml
+                changed = changed_settings(read_config(checkpoint), config)
+            said = [f"settings changed since step {position.step}: {', '.join(changed)}"] if changed else []
+            return position, checkpoint, warnings + (copies.remarks if copies else []) + said
         except DamagedCheckpointError as damage:
             if checkpoint == candidates[-1]:
                 raise
@@ -224,6 +234,20 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
         **{f"tokenizer.{name}": getattr(tokenizer, name) for name in ("kind", "base_order", "add_bos", "add_eos")},
         "tokenizer.k": tokenizer.k if tokenizer.kind == "kmer" else None,
     }
+
+
+def changed_settings(stored: Section, config: Section, prefix: str = "") -> list[str]:
+    """What a resumed run does otherwise, as `optim.lr 0.001 -> 0.0005`; not where it stops, how often it saves and what it logs."""
+    said: list[str] = []
+    for name, was in stored:
+        now, key = getattr(config, name), f"{prefix}{name}"
+        if key in UNSAID or was == now:
+            continue
+        if isinstance(was, Section) and isinstance(now, Section):
+            said += changed_settings(was, now, f"{key}.")
+        else:
+            said.append(f"{key} {was} -> {now}" if len(f"{was}{now}") <= UNSAID_LENGTH else key)
+    return said
 
 
 def verify_files(checkpoint: Path, state: dict[str, Any], platform: Platform) -> None:

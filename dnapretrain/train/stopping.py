@@ -1,4 +1,4 @@
-"""When a run should stop before its end: a signal, the stop file, a time limit, the end of the Slurm job.
+"""When a run should stop before its end: a signal, the end of its launcher, the stop file, a time limit, the end of the Slurm job.
 
 Each rank looks for itself, and `agreed` makes it one answer: all ranks stop after the same step.
 """
@@ -21,6 +21,7 @@ LOOK_SECONDS = 1.0
 REASONS = (
     "",
     *(signal.Signals(number).name for number in STOP_SIGNALS),
+    "the end of the process that started its ranks",
     f"the file {STOP_FILE} in its folder",
     "train.exit_duration",
     "the coming end of its Slurm job (train.slurm_margin)",
@@ -69,6 +70,8 @@ class StopRequest:
         now = time.monotonic()
         if self.signals.received:
             return 1 + [int(number) for number in STOP_SIGNALS].index(self.signals.received)
+        if self.signals.launcher_gone:
+            return 1 + len(STOP_SIGNALS)
         if not self.is_main:
             return 0
         if self.exit_at is not None and now >= self.exit_at:

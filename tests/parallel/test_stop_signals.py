@@ -59,6 +59,28 @@ def test_a_signal_that_came_before_is_not_lost():
     assert (result.returncode, result.stdout) == (0, f"{int(signal.SIGTERM)}\n")
 
 
+def test_a_rank_hears_that_its_launcher_is_gone_and_may_still_write_to_stderr():
+    """As after kill -9 of the launcher, which also read this process's stderr."""
+    program = (
+        "import sys, time\nfrom dnapretrain.parallel.signals import StopSignals\n"
+        "with StopSignals() as stop:\n"
+        "    print('up', flush=True)\n"
+        "    while not stop.launcher_gone: time.sleep(0.01)\n"
+        "    print('a warning', file=sys.stderr, flush=True)\n"
+        "    print('saved', stop.received)\n"
+    )
+    read, write = os.pipe()
+    environment = {**os.environ, signals.LAUNCHER_PIPE: str(read)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=[read]) as process:
+        os.close(read)
+        assert process.stdout.readline() == "up\n"
+        process.stderr.close()
+        os.close(write)
+        assert process.stdout.read() == "saved 0\n"
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_means_now(number):
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

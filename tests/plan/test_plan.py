@@ -19,7 +19,7 @@ from dnapretrain.parallel.gpus import Gpu, gpu_by_kind
 from dnapretrain.plan.check import check_counts, format_check
 from dnapretrain.plan.layouts import with_layout
 from dnapretrain.plan.make import make_plan
-from dnapretrain.plan.page import format_plan
+from dnapretrain.plan.page import _three, format_plan, write_layout
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "gpt.yaml"
 GENERATOR_3B = {
@@ -240,3 +240,16 @@ def test_a_plan_changes_nothing_in_the_settings_it_is_given():
     before = config.model_dump()
     make_plan(config, 8, gpu_by_kind("h100"))
     assert config.model_dump() == before
+
+
+def test_columns_keep_their_zeros() -> None:
+    assert [_three(value) for value in (1.2, 0.26, 12.0, 123.4)] == ["1.20", "0.260", "12.0", "123"]
+
+
+def test_where_no_layout_is_legal_more_memory_is_not_the_advice(tmp_path: Path) -> None:
+    plan = make_plan(generator(), 61, gpu_by_kind("h100"))
+    assert not plan["legal_layouts"]
+    page = format_plan(plan)
+    assert "no layout is legal: change train.global_batch_size or the number of GPUs" in page and "more memory" not in page
+    with pytest.raises(ConfigError, match=r"no layout is legal, so .* was not written\. Change train\.global_batch_size or --gpus"):
+        write_layout(plan, tmp_path / "none.yaml", "generator")

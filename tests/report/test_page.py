@@ -231,6 +231,29 @@ def test_bad_steps_and_other_records_are_shown(tmp_path):
         assert said in page, said
 
 
+def test_a_small_run_on_one_rank_reads_well(tmp_path):
+    """Megabytes, no second list of times where there is one rank, settings as they are written."""
+    regions = {"files": {"genes": {"path": "genes.gff3", "assembly": None, "skip_missing_contigs": False}}}
+    config = {
+        "data": {"regions": regions, "sequence_length": 8},
+        "train": {"train_steps": 3, "global_batch_size": 2, "precision": "fp32", "exit_duration": None},
+        "tokenizer": {"kind": "nucleotide"},
+        "model": {"kind": "decoder", "num_layers": 1, "hidden_size": 8},
+    }
+    start = {"kind": "start", "step": 0, "config": config}
+    times = {"imports": 3.0, "groups": 0.5}
+    others = [
+        {"kind": "checkpoint", "step": 2, "path": "/c/2", "bytes": 4.28e6},
+        {"kind": "startup", "step": 1, "total": 3.5, "seconds": times, "slowest": times},
+    ]
+    run = write(tmp_path / "r", [start, step(1), step(2), *others, step(3)])
+    write_report(run, run / "r.html")
+    page = text_of((run / "r.html").read_text())
+    assert "4.3 MB each" in page and "GB each" not in page
+    assert "seconds (imports 3.00, groups 0.50)" in page and "slowest" not in page
+    assert "files: {genes: {path: genes.gff3, skip_missing_contigs: false}}" in page and "None" not in page
+
+
 def test_runs_are_compared(real_run, tmp_path, capsys):
     records = [json.loads(line) for line in (real_run / "log.jsonl").read_text().splitlines()]
     for record in records:

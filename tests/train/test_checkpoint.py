@@ -8,8 +8,10 @@ import shutil
 import pytest
 import training
 
+from dnapretrain.config_file import config_from_dict
 from dnapretrain.convert.native import read_state
 from dnapretrain.errors import CheckpointError, DamagedCheckpointError
+from dnapretrain.train.checkpoint import changed_settings
 
 
 @pytest.fixture
@@ -101,6 +103,19 @@ def test_a_run_that_does_not_fit_is_refused(ranks, tiny_config, saved, overrides
 def test_a_default_spelled_out_is_no_difference(ranks, tiny_config, saved):
     resumed = _resume(ranks, tiny_config("run", **{"model.kv_channels": 16, "model.max_position_embeddings": 64, "optim.lr": 1e-4}))
     assert len(resumed.losses) == 1
+
+
+def test_what_a_resumed_run_does_otherwise_is_said(tiny_config):
+    before = config_from_dict(tiny_config("parted"))
+    same = {"train.stop_at_step": 3, "checkpoint.save_interval": 7, "log.console": "quiet"}
+    assert changed_settings(before, config_from_dict(tiny_config("parted", **same))) == []
+    after = config_from_dict(tiny_config("parted", **{"optim.lr": 5e-4, "parallel.tensor_model_parallel_size": 2}))
+    assert changed_settings(before, after) == [
+        "parallel.tensor_model_parallel_size 1 -> 2",
+        f"optim.lr {before.optim.lr} -> 0.0005",
+    ]
+    renamed = config_from_dict(tiny_config("parted", **{"data.train": ["long/" * 30]}))
+    assert changed_settings(before, renamed) == ["data.train"]
 
 
 def test_a_save_that_was_cut_off_leaves_the_last_good_one(ranks, tiny_config, saved):

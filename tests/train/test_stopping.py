@@ -26,6 +26,8 @@ def stopped(env, store, tree, how):
         report = train_step(batches)
         if report.step == 3 and how == "signal" and last:  # one rank hears of it
             stop.signals.received = signal.SIGUSR1
+        if report.step == 3 and how == "launcher" and last:
+            stop.signals.launcher_gone = True
         if report.step == 3 and how == "duration" and stop.is_main:
             stop.exit_at = time.monotonic()
         if report.step == 3 and how == "slurm" and stop.is_main:
@@ -54,6 +56,7 @@ def stopped(env, store, tree, how):
     ("how", "at", "reason"),
     [
         ("signal", 3, "SIGUSR1"),
+        ("launcher", 3, "the end of the process that started its ranks"),
         ("duration", 3, "train.exit_duration"),
         ("slurm", 3, "the coming end of its Slurm job (train.slurm_margin)"),
         ("evaluation", 4, "SIGINT"),

@@ -8,14 +8,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dnapretrain.convert.folders import read_hf_config
 from dnapretrain.convert.hf import to_hf
 from dnapretrain.convert.native import CHECKPOINTS_DIR, WEIGHTS_DIR, find_checkpoint, read_config
 from dnapretrain.errors import ConfigError
+
+LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, EOFError, UnpicklingError, SafetensorError)
+"""What `from_pretrained` raises for a folder that is damaged, incomplete or of another kind."""
 
 
 def is_hf_folder(model: str | Path) -> bool:
@@ -69,7 +74,7 @@ def load_model(directory: Path, device: str, is_masked: bool) -> Any:
     auto, options = (AutoModelForMaskedLM, {"trust_remote_code": True}) if is_masked else (AutoModelForCausalLM, {})
     try:
         model, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except LOAD_ERRORS as error:
         raise ConfigError(f"{directory} does not load: {' '.join(str(error).split())}. Give a folder made by `convert to-hf`.") from None
     check_whole(directory, info)
     return model.float().eval().to(device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnapretrain.adapt.backbones.folder import check_device
+from dnapretrain.adapt.backbones.folder import LOAD_ERRORS, check_device
 from dnapretrain.adapt.extras import need
 from dnapretrain.adapt.sequences.targets import Target
 from dnapretrain.convert.families import family_of_folder
@@ -63,7 +63,7 @@ def load_classifier(folder: Path, target: Target, seed: int, from_scratch: bool 
         else:
             model, info = auto.from_pretrained(str(folder), config=config, output_loading_info=True, **code)
             _check_body(folder, family, info)
-    except (OSError, ValueError, ImportError, RuntimeError, AttributeError) as error:
+    except (*LOAD_ERRORS, AttributeError) as error:
         raise ConfigError(
             f"{folder} has no model for {target.task}: {' '.join(str(error).split())[:300]}. `convert from-hf` and `convert to-hf` write "
             "the same weights with code that has one."

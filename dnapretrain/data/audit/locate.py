@@ -31,8 +31,13 @@ def samples_of_step(config: RunConfig, step: int, rank: int | None = None, world
     samples = Steps(config).samples(step)
     if rank is None and world_size is None:
         return [Wanted(sample, step) for sample in samples]
-    if rank is None or world_size is None or not 0 <= rank < world_size:
-        raise ConfigError(f"--rank = {rank} and --world-size = {world_size}: give both, the rank from 0 to world size - 1")
+    if rank is None or world_size is None:
+        given, other = ("--world-size", "--rank") if rank is None else ("--rank", "--world-size")
+        raise ConfigError(
+            f"{given} needs {other} too: a data-parallel rank, and how many the run had (the last number of its log's `layout`)"
+        )
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"--rank = {rank} is none of --world-size = {world_size} ranks. Give one from 0 to {world_size - 1}")
     micro = config.train.micro_batch_size
     if len(samples) % (micro * world_size):
         raise ConfigError(

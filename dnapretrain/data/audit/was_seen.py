@@ -147,6 +147,8 @@ def _names(axis: Axis) -> dict[str, set[tuple[str, str]]]:
 
 
 def _parse_locus(text: str, names: dict[str, set[tuple[str, str]]]) -> Locus:
+    if ":" not in text and Path(text).is_file():
+        raise ConfigError(f"'{text}' is a file, not a locus. Give --bed {text}")
     name, start, end = split_locus(text)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]

@@ -154,6 +154,15 @@ def test_a_missing_tensor_is_not_started_at_random(name, fasta, tmp_path, capsys
     assert f"no tensor for 1 weights of its model, the first {lost}" in capsys.readouterr().err
 
 
+def test_weights_cut_short_are_one_line(fasta, tmp_path, capsys):
+    _, folder = model_of("kmer", tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert main(["evaluate", str(folder), "--data", str(fasta)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} does not load: " in error and error.count("\n") == 1
+
+
 def test_a_published_tokenizer_reads_the_context_of_its_model(fasta, tmp_path):
     _, folder = model_of("dnabert2", tmp_path)
     config = folder_config(folder, fasta, "held")

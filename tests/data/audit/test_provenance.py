@@ -170,8 +170,12 @@ def test_ranks_read_their_micro_batches(tmp_path, contigs):
         [(50, 0), (51, 0), (54, 1), (55, 1)],
     ]
     assert [item.sample for item in samples_of_step(config, 12)] == list(range(48, 56))
-    for rank, size in ((2, 2), (None, 2), (0, None)):
-        with pytest.raises(ConfigError, match="give both, the rank from 0"):
+    for rank, size, says in (
+        (2, 2, "is none of --world-size = 2"),
+        (None, 2, "--world-size needs --rank"),
+        (0, None, "--rank needs --world"),
+    ):
+        with pytest.raises(ConfigError, match=says):
             samples_of_step(config, 12, rank, size)
     with pytest.raises(ConfigError, match=r"step 1 has 4 samples.* 2 x 4"):
         samples_of_step(config, 1, 0, 4)
@@ -328,6 +332,12 @@ def test_commands(tmp_path, contigs, capsys):
     ("arguments", "message"),
     [
         (["locate", "--sample", "1", "--rank", "0"], "--rank and --world-size choose a part of a step"),
+        (["locate", "--step", "1", "--rank", "0"], "--rank needs --world-size too"),
+        (
+            ["locate", "--step", "1", "--rank", "2", "--world-size", "2"],
+            "--rank = 2 is none of --world-size = 2 ranks. Give one from 0 to 1",
+        ),
+        (["was-seen", "config.yaml"], "'config.yaml' is a file, not a locus. Give --bed config.yaml"),
         (["locate", "--step", "1", "--set", "valid"], "steps read the training set only"),
         (["locate", "--sample", "0", "--set", "vaild"], "the run has no set 'vaild'. It has: train, valid, test, other"),
         (["locate", "--sample", "-1"], "sample id -1 is not in"),
