@@ -87,8 +87,8 @@ def test_context_parallelism_shares_activations_and_nothing_else():
         next(found for found in layouts if (found.tp, found.cp, found.pp, found.micro_batch_size, found.recompute) == (1, cp, 1, 1, "none"))
         for cp in (1, 4)
     )
-    # The two parts that a rank attends with keep their outputs, and so does what puts them together.
-    assert 1 < four.memory.layer_activations / (one.memory.layer_activations / 4) < 1.06
+    # Transformer Engine copies what it passes round a ring, and lets go of the projection's result.
+    assert 0.9 < four.memory.layer_activations / (one.memory.layer_activations / 4) < 1
     assert (four.memory.weights, four.memory.gradients) == (one.memory.weights, one.memory.gradients)
     assert four.memory.optimizer == one.memory.optimizer  # over all 32 ranks in both
     assert four.dp == 8 and four.num_microbatches == 4 * one.num_microbatches
