@@ -73,9 +73,11 @@ def test_the_rest_reaches_megatron(build, monkeypatch):
 
 
 def test_a_resume_with_delayed_scaling_is_told_what_it_lacks(build):
-    (said,) = kernels.forgotten_scales(build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train)
-    assert "train.fp8_recipe=delayed: they begin at 1" in said and "tensorwise" in said
-    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train) == kernels.forgotten_scales(build().train) == []
+    delayed = build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train
+    (said,) = kernels.forgotten_scales(delayed, False)
+    assert "holds no FP8 scales" in said and "begin at 1" in said
+    assert kernels.forgotten_scales(delayed, True) == []
+    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train, False) == kernels.forgotten_scales(build().train, False) == []
 
 
 @pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
