@@ -28,7 +28,7 @@ def scales_to_store(models: list[Any], metadata: dict[str, Any]) -> dict[str, Sh
     """Copies of all scales and histories of `models` (unwrapped chunks) by their stored names; empty without delayed scaling. Called by
     all ranks together."""
     found = {}
-    for name, module in _modules(models, metadata):
+    for name, module in _modules(models, metadata) if has_scales(models) else ():
         for passing, key in PASSES.items():
             state = module.fp8_meta.get(key)
             if hasattr(state, "amax_history"):
