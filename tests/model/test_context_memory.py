@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import te_context_on_cpu
-from test_te_encoder import te_ranks  # noqa: F401
 
 from dnapretrain.config_file import config_from_dict
 from dnapretrain.model.context_memory import kept_values, moment_values
@@ -19,7 +18,7 @@ TOLERANCE = 0.12
 
 
 @pytest.mark.parametrize("cp", [2, 4])
-def test_transformer_engine_holds_what_is_said(te_ranks, tiny_config, cp):  # noqa: F811
+def test_transformer_engine_holds_what_is_said(te_ranks, tiny_config, cp):
     tree = tiny_config(**{"parallel.cp": cp, "data.sequence_length": 64})
     of_ranks = te_ranks.run(cp, te_context_on_cpu.held, tree=tree, ways=WAYS)
     for number, (way, is_causal) in enumerate(WAYS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import te_on_cpu
 import torch
-from test_te_encoder import FP8, SHAPES, te_ranks  # noqa: F401
+from test_te_encoder import FP8, SHAPES
 from training import stored_tensors
 
 from dnapretrain.convert.native import FP8_PREFIX, find_checkpoint, open_weights
@@ -16,13 +16,13 @@ def scales_of(run_dir):
     return {name: tensor for name, tensor in stored_tensors(run_dir).items() if name.startswith(FP8_PREFIX)}
 
 
-def scaled(te_ranks, world_size, tree, **options):  # noqa: F811
+def scaled(te_ranks, world_size, tree, **options):
     """(what the first rank's run was, the scales that each rank began with)."""
     of_ranks = te_ranks.run(world_size, te_on_cpu.train_scaled, tree=tree, **options)
     return of_ranks[0][0], [scales for _, scales in of_ranks]
 
 
-def test_a_resumed_run_is_the_run_without_a_stop(te_ranks, tiny_config):  # noqa: F811
+def test_a_resumed_run_is_the_run_without_a_stop(te_ranks, tiny_config):
     """Bit for bit, with an evaluation before the save; and without the scales, as older versions stored it, not."""
     settings = {**SHAPES["decoder"], **DELAYED}
     whole, _ = scaled(te_ranks, 1, tiny_config("whole", **settings), until=4)
@@ -36,7 +36,7 @@ def test_a_resumed_run_is_the_run_without_a_stop(te_ranks, tiny_config):  # noqa
     assert poorer.losses != resumed.losses and "holds no FP8 scales" in poorer.log
 
 
-def test_scales_go_to_their_layers_under_any_layout(te_ranks, tiny_config):  # noqa: F811
+def test_scales_go_to_their_layers_under_any_layout(te_ranks, tiny_config):
     """Written by two tensor-parallel ranks. Each module of four layers once; four linear modules of each."""
     settings = {**SHAPES["decoder"], **DELAYED}
     tree = tiny_config("run", **settings, **{"parallel.tp": 2})
@@ -52,7 +52,7 @@ def test_scales_go_to_their_layers_under_any_layout(te_ranks, tiny_config):  # n
         assert all(torch.equal(tensor, stored[name]) for found in of_ranks for name, tensor in found.items())
 
 
-def test_who_does_not_ask_for_scales_reads_the_checkpoint_as_any_other(te_ranks, tiny_config):  # noqa: F811
+def test_who_does_not_ask_for_scales_reads_the_checkpoint_as_any_other(te_ranks, tiny_config):
     """Another recipe, a shorter history, the tools that read tensors of the model."""
     settings = {**SHAPES["decoder"], **DELAYED}
     tree = tiny_config("run", **settings)
