@@ -68,7 +68,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     from dnapretrain.model.memory import rank_memory
     from dnapretrain.parallel import platform as platforms
-    from dnapretrain.parallel.gpus import gpu_by_device_name
     from dnapretrain.parallel.groups import start_groups, stop_groups
     from dnapretrain.train.run import open_data
 
@@ -86,8 +85,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     finally:
         stop_groups()
     flops, vocab_size = flops_per_step(config, data.tokenizer.vocab_size), data.tokenizer.vocab_size
-    median, gpu = statistics.median(seconds), gpu_by_device_name(platform.name)
-    work = WORKLOADS[arguments.workload]
+    median, work = statistics.median(seconds), WORKLOADS[arguments.workload]
     has_fp8 = config.train.fp8 != "none"
     return {
         "workload": arguments.workload,
@@ -104,12 +102,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "median_seconds": median,
         "tokens_per_second": work.tokens / median,
         "tflops": flops / median / 1e12,
-        # Of the bf16 peak: a share that FP8 has no claim to.
-        "mfu": flops / median / 1e12 / gpu.bf16_tflops if gpu and not has_fp8 else None,
+        **share_of_peak(config, platform.name, flops / median / 1e12),
         "peak_bytes": torch.cuda.max_memory_allocated() if platform.is_cuda else None,
         "reserved_bytes": torch.cuda.max_memory_reserved() if platform.is_cuda else None,
         "planned_bytes": rank_memory(config, vocab_size, data.tokenizer.pad_id, 1, 0).total if arguments.contestant in OURS else None,
     }
+
+
+def share_of_peak(config: Any, device_name: str, tflops: float) -> dict[str, Any]:
+    """MFU, and in words the peak that it is a share of: both as the trainer's log has them, so that FP8 is held against the FP8 peak."""
+    from dnapretrain.train.metrics import peak_of_rank
+
+    peak, of_what = peak_of_rank(config, device_name)
+    return {"mfu": tflops / peak if peak else None, "mfu_peak": of_what}
 
 
 def timed(step: Callable[[], float], is_cuda: bool) -> float:
@@ -219,7 +224,7 @@ def rival_model(contestant: str, config: Any, data: Any) -> Any:
 def in_words(record: dict[str, Any]) -> str:
     """The numbers of a record, as a row has them."""
     seconds = record["seconds"]
-    share = f" ({record['mfu']:.1%} of the bf16 peak)" if record["mfu"] else ""
+    share = f" (MFU {record['mfu']:.1%} of {record['mfu_peak']})" if record["mfu"] else ""
     memory = ""
     if record["peak_bytes"]:
         planned = f"; planned {record['planned_bytes'] / 2**30:.1f}" if record["planned_bytes"] else ""

@@ -36,7 +36,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FP8, "model.transformer_impl": "torch"}, "model.transformer_impl=torch"),
     ({**FP8, "data.document_attention": True, "data.sampling": "packed"}, "document_attention"),
     ({**DELAYED, "train.first_last_layers_bf16": True}, "keeps no layers in bf16"),
-    ({**DELAYED, "train.deterministic": True}, "train.fp8_recipe=tensorwise"),
     ({**FP8, "train.first_last_layers_bf16": True, "train.num_layers_at_start_in_bf16": 3}, "leave no layer"),
     ({**FP8, "train.first_last_layers_bf16": True, "train.num_layers_at_start_in_bf16": 2, "parallel.pp": 4}, "leave no layer"),
     ({**FP8, "model.ffn_hidden_size": 120}, "model.ffn_hidden_size on a rank = 120 is not a multiple of 16"),

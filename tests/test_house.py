@@ -60,6 +60,7 @@ MEGATRON_FILES = {
     "dnapretrain/train/checkpoint.py",
     "dnapretrain/train/checkpoint_writer.py",
     "dnapretrain/train/continued.py",
+    "dnapretrain/train/fp8_scales.py",
     "dnapretrain/train/optimizer.py",
     "dnapretrain/train/run.py",
     "dnapretrain/train/save_plan.py",

@@ -39,8 +39,8 @@ class TrainConfig(Section):
     """Matrix products of the layers in FP8 (Transformer Engine; precision=bf16 for all else: attention, norms, embeddings, head).
     hybrid: E4M3 forward, E5M2 for gradients. e4m3: E4M3 in both directions."""
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"] = "tensorwise"
-    """Where scales come from. tensorwise: the tensor itself. delayed: the largest values of earlier steps, which no checkpoint holds: a
-    resumed run measures them anew. blockwise: blocks of 128 (Hopper, CUDA 12.9). mxfp8: blocks of 32 (Blackwell)."""
+    """Where scales come from. tensorwise: the tensor itself. delayed: the largest values of earlier steps, which checkpoints hold.
+    blockwise: blocks of 128 (Hopper, CUDA 12.9). mxfp8: blocks of 32 (Blackwell)."""
     fp8_amax_history_len: int | None = Field(None, gt=0)
     """delayed: steps that the largest values are remembered for; default 1024."""
     fp8_amax_compute_algo: Literal["max", "most_recent"] | None = None

@@ -57,16 +57,10 @@ def _check_fp8(config: RunConfig) -> None:
             f"train.fp8={train.fp8} needs train.precision=bf16, which all but matrix products stay in; it is {train.precision}."
         )
     _needs_te_layers(config, f"train.fp8={train.fp8}", "Set train.fp8=none, or model.transformer_impl=auto.")
-    if train.fp8_recipe == "delayed":
-        if train.first_last_layers_bf16:
-            raise ConfigError(
-                "train.fp8_recipe=delayed keeps no layers in bf16. Set train.fp8_recipe=tensorwise, or remove first_last_layers_bf16."
-            )
-        if train.deterministic:
-            raise ConfigError(
-                "train.fp8_recipe=delayed scales by earlier steps, which a resumed run has not seen: not the bits of train.deterministic. "
-                "Set train.fp8_recipe=tensorwise."
-            )
+    if train.fp8_recipe == "delayed" and train.first_last_layers_bf16:
+        raise ConfigError(
+            "train.fp8_recipe=delayed keeps no layers in bf16. Set train.fp8_recipe=tensorwise, or remove first_last_layers_bf16."
+        )
     if train.first_last_layers_bf16:
         per_stage = model.num_layers // config.parallel.pipeline_model_parallel_size
         if sum(ends) >= model.num_layers or max(ends) > per_stage:

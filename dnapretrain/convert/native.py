@@ -41,6 +41,8 @@ INDEX_FILE = ".metadata"
 SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE)
 FORMAT_VERSION = 1
 """Of the checkpoint folder, in state.json."""
+FP8_PREFIX = "fp8."
+"""Stored names of scales of FP8's delayed scaling begin with it: they belong to a run that goes on, not to the model."""
 BACKEND_FILE = "metadata.json"
 """Written last by Megatron-core: a weights folder without it is not finished."""
 
@@ -221,12 +223,12 @@ class WeightsReader:
                 raise CheckpointError(f"{path} is {found}: the checkpoint is incomplete. Use another one.")
 
     def names(self) -> list[str]:
-        """All stored tensors, sorted: model tensors and optimizer state."""
+        """All stored tensors, sorted: model tensors, optimizer state, scales of FP8."""
         return sorted(self._tensors)
 
     def model_names(self) -> list[str]:
         """The stored tensors that belong to the model, sorted."""
-        return [name for name in self.names() if not name.startswith(("optimizer.", "rng_state"))]
+        return [name for name in self.names() if not name.startswith(("optimizer.", "rng_state", FP8_PREFIX))]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Full shape of a tensor."""

@@ -133,17 +133,14 @@ def _check_attention_environment(train: TrainConfig) -> None:
             )
 
 
-def forgotten_scales(train: TrainConfig) -> list[str]:
-    """A warning for people who resume a run with delayed scaling: what no checkpoint holds, and what follows; none for others.
-
-    They are in Transformer Engine's own state of its modules, a pickle that may run what it names: none is stored or read here.
-    """
-    if train.fp8 == "none" or train.fp8_recipe != "delayed":
+def forgotten_scales(train: TrainConfig, were_read: bool) -> list[str]:
+    """A warning for people who resume a run with delayed scaling from a checkpoint of which no scales `were_read`; none for others."""
+    if train.fp8 == "none" or train.fp8_recipe != "delayed" or were_read:
         return []
     return [
-        "WARNING: checkpoints hold no FP8 scales of train.fp8_recipe=delayed: they begin at 1 and are measured anew from the first "
-        "micro-batch on, whose smallest gradients may vanish. The run goes on close to, not bit for bit like, one without a stop; "
-        "train.fp8_recipe=tensorwise has no history."
+        "WARNING: this checkpoint holds no FP8 scales of train.fp8_recipe=delayed (it is of an older version, or of a run without): they "
+        "begin at 1 and are measured anew from the first micro-batch on, whose smallest gradients may vanish. The run goes on close to, "
+        "not bit for bit like, one without a stop."
     ]
 
 
@@ -230,7 +227,7 @@ def _fp8_path(config: RunConfig) -> str:
     history = ""
     if train.fp8_recipe == "delayed":
         length = train.fp8_amax_history_len or DELAYED["fp8_amax_history_len"]
-        history = f" by the {train.fp8_amax_compute_algo or 'max'} of {length} steps, which checkpoints do not hold"
+        history = f" by the {train.fp8_amax_compute_algo or 'max'} of {length} steps, which checkpoints hold"
     return (
         f"{formats}, {train.fp8_recipe} scaling{history}: matrix products of {layers - ends} of {layers} layers; attention, norms, "
         "embeddings and head in bf16"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnapretrain.config import RunConfig, padded_vocab_size
+from dnapretrain.model.context_memory import kept_values, moment_values
 from dnapretrain.model.counts import attention_widths, layer_weights, layers_on_rank, rank_weights
 
 MEMORY_FORMULA = {
@@ -19,7 +20,8 @@ MEMORY_FORMULA = {
     "optimizer": "per parameter 8 bytes of Adam moments, in bf16 4 more of main weights, over dp x cp with the distributed optimizer",
     "activations": "what autograd keeps per token of a rank (micro-batch x sequence / cp) and layer, e bytes each value: "
     "norms 4 x hidden (inputs, outputs; over tp with sequence parallelism), queries, keys and values, rotated once more, and attention's "
-    "output (over tp; of a causal model twice where cp > 1; nothing of sequence^2), "
+    "output (over tp; nothing of sequence^2; where cp > 1 torch's layers keep the output of a causal model twice, Transformer Engine's "
+    "2 x queries and once keys and values with p2p, 3 x queries with all_gather and a2a: read in its source), "
     "feed-forward 3 x ffn if gated (5 in Transformer Engine's layers without bias_activation_fusion), else 2 x ffn (over tp; what FP8 "
     "keeps smaller is not taken off), 1 byte per dropped-out value; on the last stage 4 bytes of softmax per "
     "vocabulary row over tp (train.loss=nucleotide: 16 k + 4 per token besides), and the head. Transformer Engine in fp32: 4 bytes per "
@@ -31,7 +33,8 @@ MEMORY_FORMULA = {
     "again for each sample of a micro-batch. FlexAttention needs none of these: counted all the same",
     "working": "what lives for a moment: copies of the logits; or, with the head's activations gone, gradients of hidden states and of the "
     "feed-forward's inner ones, one matrix's gradient before it is added, the scores of attention that is computed again, with "
-    "recompute=full one layer, where cp > 1 keys and values of whole samples four times (gathered, in order, their gradients)",
+    "recompute=full one layer. Where cp > 1 what attention exchanges: torch's layers and all_gather gather whole samples' keys and values "
+    "(gathered, in order, their gradients: four times), p2p has each once and the results of all steps of its ring, a2a none",
     "allowance": "assumed: 2 GiB for CUDA, NCCL and workspaces, and 5 % of the rest for the allocator's fragments",
 }
 ALLOWANCE_BYTES = 2 * 2**30
@@ -124,10 +127,24 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
     residual_tokens = tokens // _sequence_parts(config)
     if recompute == "full":
         return size * residual_tokens * model.hidden_size
+    feed_forward = (2 if not model.is_gated else 3 if _is_gated_at_once(config, is_cuda) else 5) * model.ffn_hidden_size
+    kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
+    kept += tokens * size * (_attention_values(config, is_cuda, recompute) + feed_forward) // tp
+    if recompute == "none":
+        kept += _attention_keeps(config, is_cuda)
+    if model.position_embedding_type == "rope":
+        length = config.data.longest_length // config.parallel.context_parallel_size
+        kept += 4 * length * model.head_dim * size  # sines and cosines, for queries and for keys
+    return kept + _dropout_masks(config, is_cuda)
+
+
+def _attention_values(config: RunConfig, is_cuda: bool, recompute: str) -> int:
+    """Queries, keys, values and results per token that autograd keeps of attention, over all tensor-parallel ranks."""
+    model, cp = config.model, config.parallel.context_parallel_size
     query, key_value = attention_widths(model)
-    cp = config.parallel.context_parallel_size
+    of_te = cp > 1 and _is_transformer_engine(config, is_cuda)
     attention = 2 * query + 2 * key_value  # the projection's result, of which the values are a part, and attention's result
-    if cp > 1 and model.kind == "decoder":
+    if cp > 1 and model.kind == "decoder" and not of_te:
         attention += query  # the results of both halves of the sequence, and these behind each other
     if cp == 1 and config.data.document_attention and model.query_groups < model.num_attention_heads:
         # Keys and values repeated; the projection's result goes, unless queries that are not rotated are a part of it.
@@ -137,14 +154,29 @@ def layer_activations(config: RunConfig, is_cuda: bool = True, recompute: str | 
         attention += query + key_value
     elif 1 < model.query_groups < model.num_attention_heads:
         attention += query  # the queries of a group lie between keys and values of others: they are copied out
-    feed_forward = (2 if not model.is_gated else 3 if _is_gated_at_once(config, is_cuda) else 5) * model.ffn_hidden_size
-    kept = 2 * residual_tokens * (_norm_input(config) + size * model.hidden_size)
-    kept += tokens * size * (attention + feed_forward) // tp
-    if recompute == "none":
-        kept += _attention_keeps(config, is_cuda)
-    if model.position_embedding_type == "rope":
-        kept += 4 * config.data.longest_length // cp * model.head_dim * size  # sines and cosines, for queries and for keys
-    return kept + _dropout_masks(config, is_cuda)
+    if not of_te or recompute == "selective":  # then attention is given these, and keeps nothing itself
+        return attention
+    kept = kept_values(config.parallel.cp_comm_type, query, key_value)
+    return kept if model.kind == "decoder" else max(kept, attention)  # an encoder's padded samples are torch's
+
+
+def _context_moment(config: RunConfig, is_cuda: bool) -> int:
+    """Bytes that attention over context-parallel ranks has for a moment beside what is kept, in the backward pass at the latest."""
+    model, parallel, size = config.model, config.parallel, _value_bytes(config)
+    cp, tp = parallel.context_parallel_size, parallel.tensor_model_parallel_size
+    query, key_value = attention_widths(model)
+    if cp == 1:
+        return 0
+    # Gathered keys and values of whole samples, in order, and their gradients; each query of a group has its own with a mask.
+    of_torch = 4 * 2 * cp * (query if config.data.document_attention else key_value)
+    if not _is_transformer_engine(config, is_cuda):
+        return _tokens(config) * size * of_torch // tp
+    values = moment_values(parallel.cp_comm_type, query, key_value, cp, model.kind == "decoder")
+    if config.train.recompute == "selective":
+        values += kept_values(parallel.cp_comm_type, query, key_value)
+    if model.kind == "encoder":
+        values = max(values, of_torch)
+    return _tokens(config) * size * values // tp
 
 
 def _is_gated_at_once(config: RunConfig, is_cuda: bool) -> bool:
@@ -171,7 +203,7 @@ def _attention_keeps(config: RunConfig, is_cuda: bool) -> int:
 
 
 def _is_transformer_engine(config: RunConfig, is_cuda: bool) -> bool:
-    return is_cuda and config.model.transformer_impl != "torch" and not config.data.document_attention
+    return is_cuda and config.model.transformer_impl != "torch" and not config.torch_only
 
 
 def _embedding_activations(config: RunConfig, is_cuda: bool) -> int:
@@ -213,9 +245,7 @@ def _working(config: RunConfig, vocab_size: int, pp_rank: int, is_cuda: bool = T
         in_layer += layer_activations(config, is_cuda, recompute="none") - input_of_layer
     elif config.train.recompute == "selective":
         in_layer += _attention_keeps(config, is_cuda)
-    if config.parallel.context_parallel_size > 1:
-        gathered = query if config.data.document_attention else key_value
-        in_layer += 4 * 2 * gathered // tp * config.train.micro_batch_size * config.data.longest_length * size
+    in_layer += _context_moment(config, is_cuda)
     if pp_rank < config.parallel.pipeline_model_parallel_size - 1:
         return in_layer
     # Logits in the model's type and, in fp32, once more beside those that are kept; the metric's numbers of each token.

@@ -14,6 +14,7 @@ from typing import Any
 
 from dnapretrain.config import ParallelConfig, RunConfig
 from dnapretrain.config_rules import check_rules, check_world
+from dnapretrain.config_rules.kernels import check_kernel_rules
 from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import ConfigError
 from dnapretrain.model.counts import flops_per_token, pipeline_ends
@@ -25,9 +26,14 @@ from dnapretrain.plan.step_time import StepTime, step_time
 RECOMPUTE = ("none", "selective", "full")
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 CONTEXT_PARALLEL = (1, 2, 4, 8, 16, 32)
+CONTEXT_WAYS = ("all_gather", "a2a")
+"""Besides p2p, which is legal wherever one of them is."""
 UNEVEN_PIPELINES = (2, 4, 8, 16, 32)
 """Pipeline sizes that are tried where they do not divide the layers."""
-RANKING = "of each tp x cp x pp the fastest that fits, the fastest first; of those that are equal in three digits that of less memory"
+RANKING = (
+    "of each tp x cp x pp the fastest that fits, the fastest first; of those that are equal in three digits that of less memory; where "
+    "cp > 1, Transformer Engine is used and the file has no cp_comm_type, p2p, all_gather and a2a are tried (the row names it)"
+)
 FP32_RANKING = (
     "of each tp x cp x pp the best that fits: no recompute, then the smallest bubble, then the largest micro-batch; "
     "the least model parallelism first (no time is said of fp32)"
@@ -88,7 +94,8 @@ def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: G
     """All layouts that the rules accept, and how many combinations of tp, cp, pp, vpp and micro-batch each rule refused.
 
     Sequence parallelism wherever it can be, the distributed optimizer and overlapped communication wherever there is somebody to share
-    with. `length`: tokens per sample that the speed is said for.
+    with. Where the file leaves open how context-parallel ranks exchange, each layout has the way that ranks first. `length`: tokens per
+    sample that the speed is said for.
     """
     legal, refused = [], Counter[str]()
     for parallel in _tried(config, num_gpus):
@@ -102,10 +109,26 @@ def legal_layouts(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: G
             except ConfigError as problem:
                 refused[_rule(str(problem))] += 1
                 continue
+            ways = [tried, *_other_ways(config, tried)]
             for recompute in RECOMPUTE:
-                settled = tried.model_copy(update={"train": train.model_copy(update={"recompute": recompute})})
-                legal.append(layout_of(settled, tokenizer, num_gpus, gpu, length))
+                settled = {"train": train.model_copy(update={"recompute": recompute})}
+                found = [layout_of(way.model_copy(update=settled), tokenizer, num_gpus, gpu, length) for way in ways]
+                legal.append(min(found, key=lambda layout: (not layout.fits, _place(layout))))
     return legal, dict(refused.most_common())
+
+
+def _other_ways(config: RunConfig, tried: RunConfig) -> Iterator[RunConfig]:
+    """`tried` with each other cp_comm_type that the rules accept, where its attention is Transformer Engine's and `config` names none."""
+    is_torch = tried.torch_only or tried.model.transformer_impl == "torch"
+    if tried.parallel.context_parallel_size == 1 or is_torch or "cp_comm_type" in config.parallel.model_fields_set:
+        return
+    for way in CONTEXT_WAYS:
+        other = tried.model_copy(update={"parallel": tried.parallel.model_copy(update={"cp_comm_type": way})})
+        try:
+            check_kernel_rules(other)  # the others do not look at it
+        except ConfigError:
+            continue
+        yield other
 
 
 def layout_of(config: RunConfig, tokenizer: Tokenizer, num_gpus: int, gpu: Gpu, length: int) -> Layout:
@@ -146,16 +169,18 @@ def layout_time(config: RunConfig, tokenizer: Tokenizer, data_parallel: int, gpu
 def rank_layouts(layouts: list[Layout]) -> list[Layout]:
     """The best of each tp x cp x pp that fits, by RANKING; by FP32_RANKING where there are no times."""
 
-    def place(layout: Layout) -> tuple[Any, ...]:
-        model_parallel = layout.tp * layout.cp * layout.pp
-        if layout.seconds_per_step is None:
-            return model_parallel, layout.pp, layout.cp, RECOMPUTE.index(layout.recompute), layout.bubble, -layout.micro_batch_size
-        return float(f"{layout.seconds_per_step:.3g}"), layout.total_bytes, model_parallel
-
     best: dict[tuple[int, int, int], Layout] = {}
-    for layout in sorted((layout for layout in layouts if layout.fits), key=place):
+    for layout in sorted((layout for layout in layouts if layout.fits), key=_place):
         best.setdefault((layout.tp, layout.cp, layout.pp), layout)
     return list(best.values())
+
+
+def _place(layout: Layout) -> tuple[Any, ...]:
+    """Before what other layouts this one ranks."""
+    model_parallel = layout.tp * layout.cp * layout.pp
+    if layout.seconds_per_step is None:
+        return model_parallel, layout.pp, layout.cp, RECOMPUTE.index(layout.recompute), layout.bubble, -layout.micro_batch_size
+    return float(f"{layout.seconds_per_step:.3g}"), layout.total_bytes, model_parallel
 
 
 def layout_overrides(layout: dict[str, Any], config: RunConfig) -> list[str]:

@@ -136,11 +136,12 @@ def _table_row(layout: dict[str, Any]) -> str:
     if layout["seconds_per_step"] is not None:
         step, days = _three(layout["seconds_per_step"]), _three(layout["days"])
         speed = f"{step:>7} {layout['tokens_per_second']:>11,.0f} {layout['mfu']:>5.1%} {days:>6}"
+    way = f", {layout['cp_comm_type']}" if layout["cp_comm_type"] != "p2p" else ""
     return (
         f"{layout['tp']:>4}{layout['cp']:>4}{layout['pp']:>4}{layout['vpp'] or '-':>4}{layout['dp']:>6}{layout['micro_batch_size']:>5}"
         f"{layout['num_microbatches']:>5} {layout['recompute']:<9} | {speed} {layout['bubble']:>6.1%} | {weights:>7.2f} {gradients:>6.2f} "
         f"{optimizer:>12.2f} {activations:>11.2f} {working:>7.2f} {allowance:>9.2f} {layout['total_bytes'] / 2**30:>6.1f} | "
-        f"{verdict}{marks}{uneven}"
+        f"{verdict}{marks}{way}{uneven}"
     )
 
 

@@ -19,12 +19,13 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from dnapretrain.config import RunConfig, Section
-from dnapretrain.convert.native import WEIGHTS_DIR, WeightsReader, damaged_file, read_config, read_state, read_tokenizer
+from dnapretrain.convert.native import FP8_PREFIX, WEIGHTS_DIR, WeightsReader, damaged_file, read_config, read_state, read_tokenizer
 from dnapretrain.data.tokens.tokenizers import build_tokenizer
 from dnapretrain.errors import CheckpointError, DamagedCheckpointError
 from dnapretrain.parallel.groups import on_every_rank, problems_of_ranks
 from dnapretrain.parallel.platform import Platform
 from dnapretrain.train.bad_steps import StepHistory
+from dnapretrain.train.fp8_scales import fill_scales, scales_to_read, scales_to_store
 from dnapretrain.train.load_shares import SharedLoad
 from dnapretrain.train.node_copies import NodeCopies
 from dnapretrain.train.optimizer import adopt_loaded_state, allocate_state, use_settings
@@ -70,7 +71,8 @@ def load_checkpoint(
     data_digest_at: Callable[[int], str],
     copies: NodeCopies | None = None,
 ) -> RunPosition:
-    """Read weights and optimizer state into place and return the position; from `copies` where this node has one.
+    """Read weights, optimizer state and scales of FP8's delayed scaling into place and return the position; from `copies` where this
+    node has one.
 
     `data_digest_at` gives the digest of what the first so many samples depend on.
     Raises CheckpointError when the checkpoint is damaged, or is of another model, tokenizer, precision or data.
@@ -88,8 +90,13 @@ def load_checkpoint(
         verify_files(checkpoint, state, platform)
     allocate_state(optimizer)
     sharded = sharded_state(chunks, optimizer, is_loading=True)
-    loaded = _load(sharded, source, strict=StrictHandling.RAISE_ALL)
+    if config.train.fp8_recipe == "delayed":
+        with on_every_rank(CheckpointError, f"cannot read checkpoint {checkpoint}"):
+            reader = WeightsReader(source / WEIGHTS_DIR)
+        sharded["fp8"] = scales_to_read(_models(chunks), SHARDING, reader)
+    loaded = _load_all(sharded, source)
     fill_chunks(chunks, loaded)
+    fill_scales(_models(chunks), SHARDING, loaded.get("fp8", {}))
     adopt_loaded_state(optimizer, loaded["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     use_settings(optimizer, config.optim)
@@ -147,7 +154,11 @@ def load_weights(checkpoint: Path, config: RunConfig, platform: Platform, chunks
 
 def load_tensors(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The state that `sharded` describes, filled from the checkpoint, which may hold more."""
-    return _load(sharded, checkpoint, strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    with on_every_rank(DamagedCheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
+        loaded: dict[str, Any] = dist_checkpointing.load(
+            sharded, str(checkpoint / WEIGHTS_DIR), SharedLoad(), strict=StrictHandling.ASSUME_OK_UNEXPECTED
+        )
+    return loaded
 
 
 def in_fp32(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -162,9 +173,15 @@ def in_fp32(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     return {part: {name: precise(item) for name, item in items.items()} for part, items in sharded.items()}
 
 
-def _load(sharded: dict[str, Any], checkpoint: Path, strict: StrictHandling) -> dict[str, Any]:
+def _load_all(sharded: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """As `load_tensors`, of a checkpoint that holds this and nothing else; scales of FP8 may be left where nobody asks for them."""
     with on_every_rank(DamagedCheckpointError, f"cannot read checkpoint {checkpoint}; use the one before it"):
-        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(checkpoint / WEIGHTS_DIR), SharedLoad(), strict=strict)
+        loaded: dict[str, Any]
+        loaded, missing, unexpected = dist_checkpointing.load(
+            sharded, str(checkpoint / WEIGHTS_DIR), SharedLoad(), strict=StrictHandling.RETURN_ALL
+        )
+        if others := sorted(name for name in missing | unexpected if not name.startswith(FP8_PREFIX)):
+            raise CheckpointError(f"it and the model differ in {len(others)} tensors, {others[0]} first")
     return loaded
 
 
@@ -173,16 +190,19 @@ def sharded_model(chunks: list[Any]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for index, chunk in enumerate(chunks):
         sharded = unwrapped(chunk).sharded_state_dict(metadata=dict(SHARDING))
-        # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names. `forgotten_scales`
-        # says so to who resumes.
+        # Transformer Engine adds objects that hold FP8 scales only; without them both specs store the same names. Scales that a run
+        # needs to go on are stored as tensors (`fp8_scales`).
         parts[f"model{index}"] = {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
     return parts
 
 
 def sharded_state(chunks: list[Any], optimizer: Any, is_loading: bool) -> dict[str, Any]:
-    """All tensors of weights and optimizer under the names they are stored by, as Megatron-core saves and loads them."""
+    """All tensors of weights and optimizer under the names they are stored by, as Megatron-core saves and loads them; to save, scales
+    of FP8's delayed scaling too."""
     model = sharded_model(chunks)
-    return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(SHARDING))}
+    state = {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(SHARDING))}
+    scales = {} if is_loading else scales_to_store(_models(chunks), SHARDING)
+    return {**state, "fp8": scales} if scales else state
 
 
 def fill_chunks(chunks: list[Any], loaded: dict[str, Any]) -> None:
@@ -191,6 +211,10 @@ def fill_chunks(chunks: list[Any], loaded: dict[str, Any]) -> None:
         _, unexpected = unwrapped(chunk).load_state_dict(loaded[f"model{index}"], strict=False)
         if unexpected:
             raise CheckpointError(f"the checkpoint holds weights this model has not: {unexpected}")
+
+
+def _models(chunks: list[Any]) -> list[Any]:
+    return [unwrapped(chunk) for chunk in chunks]
 
 
 def unwrapped(chunk: Any) -> Any:

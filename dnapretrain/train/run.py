@@ -32,6 +32,7 @@ from dnapretrain.parallel.platform import Platform
 from dnapretrain.parallel.signals import StopSignals
 from dnapretrain.train.checkpoint import RunPosition, load_newest, load_weights
 from dnapretrain.train.continued import start_from
+from dnapretrain.train.fp8_scales import has_scales
 from dnapretrain.train.metrics import RunLog, peak_of_rank
 from dnapretrain.train.node_copies import open_copies
 from dnapretrain.train.optimizer import build_optimizer, build_schedule
@@ -120,7 +121,7 @@ def build_trainer(
     remarks = [said for said in (remark, latest_problem(run_dir), *(copies.remarks if copies else ())) if said]
     if candidates:
         position, resume_from, warnings = load_newest(candidates, config, platform, wrapped, optimizer, data.train.digest_at, copies)
-        remarks += warnings + forgotten_scales(config.train)
+        remarks += warnings + forgotten_scales(config.train, has_scales(chunks))
     start_up.end_of("checkpoint")
     main_rank_does(lambda: _save_config(config), ConfigError, f"cannot write to train.run_dir = {run_dir}")
     log = RunLog(run_dir, platform.is_main, config.is_masked, config.log)

@@ -4,6 +4,10 @@ What it shows: which tensor is on which device in every operation of a run (an o
 collective gets tensors of the wrong kind, what a forked child touches that only its parent may, and how often the host waits for the
 GPU. What it cannot show: kernels, streams (all work is in order), speed. Numbers are those of the CPU's kernels.
 
+As a command it runs GPU tests so, those of Transformer Engine too where DNAPRETRAIN_TEST_TE names its wheel (`te_on_cpu`):
+
+    python tests/gpu/pretend_cuda.py tests/gpu/test_cuda.py tests/gpu/test_te_encoders.py::test_nt_v2
+
 A storage's device is kept beside it, by its address: a weak reference keeps the address from being given away. Storages that
 compiled code of torch makes for itself (in backward passes, inside composite operations) are of neither kind until they meet others.
 """
@@ -13,10 +17,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +69,7 @@ def install() -> None:
     _answer_cuda()
     _answer_tensors()
     _answer_collectives()
+    _sum_as_cuda()
     Watch().__enter__()
     run = threading.Thread.run
 
@@ -502,6 +510,32 @@ def _sizes() -> Iterator[int]:
                 yield storage.nbytes()
 
 
+def _sum_as_cuda() -> None:
+    """CUDA's kernels add up in fp32 what the CPU's add up in bf16; Transformer Engine takes a device by its number."""
+    from dnapretrain.model import fused
+    from dnapretrain.parallel import cpu_engine
+
+    functional: Any = torch.nn.functional
+    norm, embedding = functional.layer_norm, functional.embedding
+
+    def layer_norm(input_: torch.Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> torch.Tensor:
+        is_narrow = input_.dtype == torch.bfloat16 and weight is not None and bias is not None
+        return fused.layer_norm(input_, weight, bias, eps) if is_narrow else norm(input_, shape, weight, bias, eps)
+
+    def embed(ids: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        functional.embedding = embedding
+        try:
+            is_narrow = weight.dtype == torch.bfloat16 and not args and not kwargs
+            return cpu_engine.embedding(ids, weight) if is_narrow else embedding(ids, weight, *args, **kwargs)
+        finally:
+            functional.embedding = embed
+
+    functional.layer_norm, functional.embedding = layer_norm, embed
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformer_engine") and hasattr(module, "canonicalize_device"):
+            module.canonicalize_device = lambda device: GPU if device is None or isinstance(device, int) else torch.device(device)
+
+
 def is_nccl(group: Any) -> bool:
     return any(group is known for known in _nccl)
 
@@ -538,3 +572,39 @@ def _answer_collectives() -> None:
 
 def _device_of(group: Any, plain: Callable[[Any], Any]) -> Any:
     return GPU if is_nccl(group or dist.group.WORLD) else plain(group)
+
+
+def main(arguments: list[str]) -> int:
+    """Run GPU tests, or after `cli` a command of dnapretrain, which is how those tests start it."""
+    root = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(root), str(root / "benchmarks"), str(root / "tests" / "gpu"), str(root / "tests" / "model")]
+    if "DNAPRETRAIN_TEST_TE" in os.environ:
+        import te_on_cpu
+
+        te_on_cpu.install()
+    install()
+    if arguments[:1] == ["cli"]:
+        from dnapretrain.cli import main as command
+
+        return command(arguments[1:])
+    import gpu_support
+    from gpu_check import run_plainly
+
+    plain = gpu_support.command_line
+
+    def command_line(*given: object) -> str:
+        text = " ".join(Path(str(one)).read_text() if str(one).endswith(".yaml") else str(one) for one in given)
+        if "device: cpu" in text or "device=cpu" in text:
+            return plain(*given)
+        done = subprocess.run([sys.executable, __file__, "cli", *map(str, given)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AssertionError(done.stderr[-4000:])
+        return done.stdout
+
+    gpu_support.command_line = command_line
+    return run_plainly(arguments)
+
+
+if __name__ == "__main__":
+    sys.modules["pretend_cuda"] = sys.modules["__main__"]
+    sys.exit(main(sys.argv[1:]))

@@ -47,6 +47,24 @@ def test_rehearsal_on_the_cpu(tmp_path: Path) -> None:
     assert again.stdout.partition(HEADER)[2].count("roofline of a step") == 2  # rows of the earlier call
 
 
+def test_a_share_of_peak_is_the_trainers_and_names_it(tmp_path: Path) -> None:
+    """FP8 of the FP8 peak, bf16 of that of bf16, none on a GPU without a data sheet; nothing is timed here."""
+    script = (
+        "import json, sys, pathlib; sys.path.insert(0, 'benchmarks'); import gpu_speed as g; folder = pathlib.Path(sys.argv[1]); "
+        "record = dict(median_seconds=1, seconds=[1], tokens_per_second=1, tflops=1, precision='', num_weights=1, peak_bytes=None, "
+        "losses=[1, 1]); "
+        "of = lambda way, name: g.share_of_peak(g.run_config('generator-1.2b', way, folder, 'cuda'), name, 395.8); "
+        "shares = [of(way, 'NVIDIA H200') for way in ('te', 'te-fp8')] + [of('te-fp8', 'NVIDIA XYZ')]; "
+        "print(json.dumps([[s['mfu'], s['mfu_peak'], g.in_words({**record, **s})] for s in shares]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (bf16, of_bf16, _), (fp8, of_fp8, words), (none, _, plain) = json.loads(done.stdout.splitlines()[-1])
+    assert (bf16, fp8, none) == (395.8 / 989, 395.8 / 1979, None)
+    assert "989 TFLOP/s, dense bf16" in of_bf16 and "1979 TFLOP/s, dense FP8" in of_fp8
+    assert "(MFU 20.0% of 1979 TFLOP/s, dense FP8, data sheet of h200)" in words and "MFU" not in plain
+
+
 def test_without_a_gpu_it_says_so() -> None:
     done = gpu_check()
     assert done.returncode == 2

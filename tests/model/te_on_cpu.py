@@ -39,6 +39,7 @@ def install() -> None:
     sys.path.insert(0, os.environ[FOLDER])
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # leaves its libraries alone
     os.environ["NVTE_TORCH_COMPILE"] = "0"
+    os.environ["NVTE_UNFUSED_FP8_UPDATE"] = "1"  # delayed scaling's histories by its Python, not by its kernel
     os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"  # its own softmax kernels, which bf16 would take
     sys.modules["transformer_engine_torch"] = Kernels("transformer_engine_torch")
     torch.cuda.is_available = lambda: True
@@ -327,6 +328,7 @@ def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool
     from dnapretrain.model import kernels, paths
 
     quantization.get_device_compute_capability = lambda: (9, 0)
+    quantization.FP8GlobalStateManager.reset()  # a process has one run
     manager, plain_why, plain_forward, seen = quantization.FP8GlobalStateManager, paths.why_torch, LayerNormLinear.forward, []
     kernels.why_torch = lambda *_: None
 
@@ -341,6 +343,33 @@ def train_fp8(env: Any, store: Any, tree: dict[str, Any], until: int, save: bool
         return train(env, store, tree, "te", until, save), seen, Kernels.fp8_products - before
     finally:
         LayerNormLinear.forward, kernels.why_torch = plain_forward, plain_why
+
+
+def train_scaled(env: Any, store: Any, tree: dict[str, Any], until: int = 0, save: bool = False, forget: bool = False) -> Any:
+    """(what `training.train` gives in FP8, the scales that lay in this rank's modules before its first step by their stored names).
+
+    `forget`: as older versions, which stored none."""
+    import training
+
+    from dnapretrain.train import checkpoint
+    from dnapretrain.train.fp8_scales import has_scales, scales_to_store
+
+    plain_begin, found = training.begin, {}
+
+    def begin(*arguments: Any) -> Any:
+        begun = plain_begin(*arguments)
+        models = [checkpoint.unwrapped(chunk) for chunk in begun[0].chunks]
+        found.update({name: entry.data for name, entry in scales_to_store(models, checkpoint.SHARDING).items()})
+        assert has_scales(models) == bool(found)
+        return begun
+
+    training.begin = begin
+    if forget:
+        checkpoint.scales_to_store = lambda *_: {}
+    try:
+        return train_fp8(env, store, tree, until, save)[0], found
+    finally:
+        training.begin, checkpoint.scales_to_store = plain_begin, scales_to_store
 
 
 def dropped(env: Any, store: Any, tree: dict[str, Any]) -> list[Any]:

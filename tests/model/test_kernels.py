@@ -73,9 +73,11 @@ def test_the_rest_reaches_megatron(build, monkeypatch):
 
 
 def test_a_resume_with_delayed_scaling_is_told_what_it_lacks(build):
-    (said,) = kernels.forgotten_scales(build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train)
-    assert "train.fp8_recipe=delayed: they begin at 1" in said and "tensorwise" in said
-    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train) == kernels.forgotten_scales(build().train) == []
+    delayed = build(**{"train.fp8": "hybrid", "train.fp8_recipe": "delayed"}).train
+    (said,) = kernels.forgotten_scales(delayed, False)
+    assert "holds no FP8 scales" in said and "begin at 1" in said
+    assert kernels.forgotten_scales(delayed, True) == []
+    assert kernels.forgotten_scales(build(**{"train.fp8": "hybrid"}).train, False) == kernels.forgotten_scales(build().train, False) == []
 
 
 @pytest.mark.parametrize("way", ["p2p", "all_gather", "a2a"])
@@ -153,7 +155,7 @@ def test_the_start_says_which_kernels_are_taken(build, monkeypatch):
     assert "E5M2 gradients, tensorwise scaling: matrix products of 2 of 4 layers" in told["FP8"]
     assert "weight gradients added within the product (Transformer Engine's layers)" in told["fused kernels"]
     delayed = kernels.kernel_paths(build(**{"train.fp8": "e4m3", "train.fp8_recipe": "delayed"}), CUDA)
-    assert "by the max of 1024 steps, which checkpoints do not hold" in delayed["FP8"]
+    assert "by the max of 1024 steps, which checkpoints hold" in delayed["FP8"]
 
 
 def test_torch_names_its_attention(build):
