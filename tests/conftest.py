@@ -52,7 +52,10 @@ def small_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Build a config tree: `tiny_config("run-name", **{"parallel.tp": 2})`; 4 layers, hidden 64, fp32, CPU."""
+    """Build a config tree: `tiny_config("run-name", **{"parallel.tp": 2})`; 4 layers, hidden 64, fp32, CPU.
+
+    32 samples are evaluated, one pass of the pipeline's schedule: all 93 would take longer than five steps.
+    """
 
     def build(name: str = "run", **overrides: Any) -> dict[str, Any]:
         tree: dict[str, Any] = {
@@ -79,6 +82,7 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
                 "train_steps": 40,
                 "micro_batch_size": 2,
                 "global_batch_size": 8,
+                "eval_samples": 32,
                 "precision": "fp32",
                 "device": "cpu",
             },
