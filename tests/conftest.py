@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -52,7 +53,10 @@ def small_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Build a config tree: `tiny_config("run-name", **{"parallel.tp": 2})`; 4 layers, hidden 64, fp32, CPU."""
+    """Build a config tree: `tiny_config("run-name", **{"parallel.tp": 2})`; 4 layers, hidden 64, fp32, CPU.
+
+    32 samples are evaluated, one pass of the pipeline's schedule: all 93 would take longer than five steps.
+    """
 
     def build(name: str = "run", **overrides: Any) -> dict[str, Any]:
         tree: dict[str, Any] = {
@@ -79,6 +83,7 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
                 "train_steps": 40,
                 "micro_batch_size": 2,
                 "global_batch_size": 8,
+                "eval_samples": 32,
                 "precision": "fp32",
                 "device": "cpu",
             },
@@ -92,20 +97,31 @@ def tiny_config(small_shard: Path, tmp_path: Path) -> Callable[..., dict[str, An
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests go to the processes of `pytest -n 2` by file; all files that use the pool of ranks, which are several processes themselves, to
-    one of them: two pools at once on two cores take longer than one after the other."""
+    """Tests go to the processes of `pytest -n 2` by file; all files that use several ranks of the pool, which are several processes
+    themselves, to one of them: two pools at once on two cores take longer than one after the other. What takes long goes first, lest one
+    process work on it when the other has nothing left to do."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ranks" if uses_ranks(file) else file
+            return "ranks" if SEVERAL_RANKS.search(text_of(file)) else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            for scope in self.workqueue:
+                if scope == "ranks" or "pytest.mark.slow" in text_of(scope):
+                    self.workqueue.move_to_end(scope, last=False)
+                    break
+            super()._assign_work_unit(node)
 
     @functools.cache
-    def uses_ranks(file: str) -> bool:
-        return "ranks.run(" in (config.rootpath / file).read_text()
+    def text_of(file: str) -> str:
+        return (config.rootpath / file).read_text()
 
     return ByFile(config, log)
+
+
+SEVERAL_RANKS = re.compile(r"ranks\.run\((?!1,)")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,7 +1,8 @@
 """One pool of CPU ranks for all distributed tests.
 
-Starting a rank costs seconds (torch, Megatron), joining a new process group costs milliseconds: so the
-ranks are started once per test session and each call re-initialises their groups under the layout it wants.
+Importing torch and Megatron costs seconds, joining a new process group costs milliseconds: so the ranks are started
+once per test session, forked from one process that has imported both and has no threads, and each call re-initialises
+their groups under the layout it wants.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ ERROR_SECONDS = 60
 """So long the other ranks may go on after one has failed: they may wait for it, and its error is what the test needs."""
 
 
+ENGINE = "engine_imports"
+"""What a rank imports if nothing else is asked for."""
+
+
 def _serve(rank: int, pipe: Any, imports: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-    importlib.import_module(imports)
+    importlib.import_module(imports)  # in a rank that was forked all of this is there
 
     gc.collect()
     gc.freeze()  # half a million objects that stay need not be looked at after each call
@@ -53,7 +58,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], rank: int, wo
     from dnapretrain.parallel import platform as platforms
     from dnapretrain.parallel.groups import stop_groups
 
-    env = platforms.LaunchEnvironment(rank, world_size, rank, world_size, "pool")
+    env = platforms.LaunchEnvironment(rank, world_size, rank, world_size)  # of no launcher: OMP_NUM_THREADS=1 holds for one rank too
     faulthandler.dump_traceback_later(HANG_SECONDS - 60)
     try:
         return function(env, dist.FileStore(store, world_size), **arguments)
@@ -96,10 +101,11 @@ def count_threads(env: Any, store: Any) -> int:
 class RankPool:
     """Runs `function(env, store, **arguments)` on the first `world_size` ranks at once; results in rank order."""
 
-    def __init__(self, imports: str = "dnapretrain.train.run") -> None:
-        """Each rank imports the module `imports` first."""
+    def __init__(self, imports: str = ENGINE) -> None:
+        """Each rank imports the module `imports` first; one that is not ENGINE in a process that has imported nothing before."""
         self._imports = imports
-        self._context = multiprocessing.get_context("spawn")
+        multiprocessing.set_forkserver_preload([ENGINE])
+        self._context = multiprocessing.get_context("forkserver" if imports == ENGINE else "spawn")
         self._ranks: list[tuple[Any, Any]] = []
         atexit.register(self.close)  # not daemons: checkpoint writers are children of theirs
 

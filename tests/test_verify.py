@@ -68,6 +68,7 @@ def test_a_missing_step_is_seen(proven):
         verify.compare_steps(folder / "whole", folder / "parted", 9)
 
 
+@pytest.mark.slow
 def test_other_layouts_are_compared_within_tolerance(proven, tmp_path):
     _, _, config = proven
     proof = verify.verify_resume(config, ranks=1, steps=4, stops=[2], output=tmp_path, resume_overrides=["parallel.tp=2"], resume_ranks=2)

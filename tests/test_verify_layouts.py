@@ -50,6 +50,7 @@ def runs_without_training(monkeypatch):
     return logs, started
 
 
+@pytest.mark.slow
 def test_sound_layouts_pass_and_others_are_listed(tiny_config, tmp_path):
     """The real thing: one rank and two layouts of two ranks, in fresh processes."""
     config = config_from_dict(tiny_config("unused", **{"parallel.pp": 2}))

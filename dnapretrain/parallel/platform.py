@@ -118,6 +118,7 @@ def start(wanted: str = "auto", env: LaunchEnvironment | None = None) -> Platfor
     from dnapretrain.parallel import cpu_engine
 
     cpu_engine.activate()
-    if "OMP_NUM_THREADS" not in os.environ or env.launcher != "none":
+    # torchrun sets it to 1 where it starts several ranks; for one it is the user's, and threads too many for the machine only spin.
+    if "OMP_NUM_THREADS" not in os.environ or (env.launcher != "none" and env.local_world_size > 1):
         torch.set_num_threads(max(1, available_cores() // env.local_world_size))
     return Platform(torch.device("cpu"), "gloo", env.rank, env.world_size)

@@ -13,6 +13,7 @@ from ranks import HANG_SECONDS
 SCRIPT = Path(__file__).with_name("stop_signals.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "rounds"),
     [(1, ["--rounds", "4", "--seconds", "1", "--kills", "1"]), (2, ["--rounds", "2", "--seconds", "0", "--kills", "1"])],

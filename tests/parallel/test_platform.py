@@ -74,6 +74,36 @@ def test_the_cpu_engine_refuses_another_megatron(monkeypatch):
         cpu_engine.activate()
 
 
+def threads_set(env, store, launcher, local_ranks, given):
+    """What a rank is told about threads: its share of eight cores, or None for nothing."""
+    import os
+    from unittest.mock import patch
+
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given
+    told = []
+    with (
+        patch.dict(os.environ, environment, clear=True),
+        patch.object(platform, "available_cores", lambda: 8),
+        patch("torch.set_num_threads", told.append),
+    ):
+        platform.start("cpu", platform.LaunchEnvironment(0, local_ranks, 0, local_ranks, launcher))
+    return told[0] if told else None
+
+
+@pytest.mark.parametrize(
+    ("launcher", "local_ranks", "given", "threads"),
+    [
+        ("none", 1, {}, 8),
+        ("torchrun", 2, {}, 4),
+        ("torchrun", 2, {"OMP_NUM_THREADS": "1"}, 4),  # torchrun's own, where it starts several ranks
+        ("torchrun", 1, {"OMP_NUM_THREADS": "1"}, None),
+        ("none", 1, {"OMP_NUM_THREADS": "3"}, None),
+    ],
+)
+def test_ranks_share_the_cores_unless_one_was_told_its_threads(ranks, launcher, local_ranks, given, threads):
+    assert ranks.run(1, threads_set, launcher=launcher, local_ranks=local_ranks, given=given) == [threads]
+
+
 def failing_on_one(env, store):
     from dnapretrain.config import ParallelConfig
     from dnapretrain.parallel import platform as platforms

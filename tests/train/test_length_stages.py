@@ -66,16 +66,32 @@ def test_every_layout_equals_one_rank(ranks, staged_config, model, layouts):
             assert result.consumed_samples == expected.consumed_samples == END * 8
 
 
+@pytest.fixture(scope="module")
+def without_a_stop(ranks, tmp_path_factory):
+    """(what a run to the end reports, its tensors) of a tree; once per layout."""
+    known = {}
+
+    def run(tree):
+        key = repr(tree["parallel"])
+        if key not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            tree = {**tree, "train": {**tree["train"], "run_dir": str(folder)}}
+            known[key] = ranks.run(2, training.train, tree=tree, until=END, save=True)[0], training.stored_tensors(folder)
+        return known[key]
+
+    return run
+
+
 @pytest.mark.parametrize("stop", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1], ids=["before", "at the boundary", "behind"])
 @pytest.mark.parametrize("layout", ["PP2", "DP2"])
-def test_a_stop_near_the_boundary_changes_nothing(ranks, staged_config, tmp_path, layout, stop):
-    whole = ranks.run(2, training.train, tree=staged_config("whole", **LAYOUTS[layout]), until=END, save=True)[0]
+def test_a_stop_near_the_boundary_changes_nothing(ranks, staged_config, without_a_stop, tmp_path, layout, stop):
+    whole, ours = without_a_stop(staged_config(**LAYOUTS[layout]))
     ranks.run(2, training.train, tree=staged_config("parted", **LAYOUTS[layout]), until=stop, save=True)
     resumed = ranks.run(2, training.train, tree=staged_config("parted", **LAYOUTS[layout]), until=END, save=True)[0]
     assert "resumed from" in resumed.log and "64 tokens per sample from sample 0 (step 1) on" in resumed.log
     assert "128 tokens per sample from sample 24 (step 4) on" in resumed.log
     assert resumed.losses == whole.losses[stop:] and resumed.grad_norms == whole.grad_norms[stop:]
-    ours, theirs = training.stored_tensors(tmp_path / "whole"), training.stored_tensors(tmp_path / "parted")
+    theirs = training.stored_tensors(tmp_path / "parted")
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
 

@@ -11,12 +11,13 @@ from train.test_layouts import MODELS
 
 from dnapretrain.errors import CheckpointError
 
-STOP, END = 4, 24
+STOP, SOON, END = 4, 12, 24
+"""Bit for bit a few steps show what is not restored; within tolerance it may have to grow first (test_at_other_layouts)."""
 DROPOUT = {**MODELS["post-norm ALiBi encoder"], "model.hidden_dropout": 0.1, "model.attention_dropout": 0.1, "model.ffn_dropout": "inner"}
 
 
-def _train_halves(ranks, tiny_config, world_size, **overrides):
-    whole = ranks.run(world_size, training.train, tree=tiny_config("whole", **overrides), until=END, save=True)[0]
+def _train_halves(ranks, tiny_config, world_size, end, **overrides):
+    whole = ranks.run(world_size, training.train, tree=tiny_config("whole", **overrides), until=end, save=True)[0]
     ranks.run(world_size, training.train, tree=tiny_config("parted", **overrides), until=STOP, save=True)
     return whole
 
@@ -41,8 +42,8 @@ def _train_halves(ranks, tiny_config, world_size, **overrides):
     ids=lambda value: ", ".join(f"{key}={setting}" for key, setting in value.items()) if isinstance(value, dict) else str(value),
 )
 def test_bitwise_at_the_same_layout(ranks, tiny_config, tmp_path, world_size, overrides):
-    whole = _train_halves(ranks, tiny_config, world_size, **overrides)
-    resumed = ranks.run(world_size, training.train, tree=tiny_config("parted", **overrides), until=END, save=True)[0]
+    whole = _train_halves(ranks, tiny_config, world_size, SOON, **overrides)
+    resumed = ranks.run(world_size, training.train, tree=tiny_config("parted", **overrides), until=SOON, save=True)[0]
     assert "resumed from" in resumed.log
     assert resumed.losses == whole.losses[STOP:]
     assert resumed.grad_norms == whole.grad_norms[STOP:]
@@ -57,15 +58,15 @@ def test_bitwise_at_the_same_layout(ranks, tiny_config, tmp_path, world_size, ov
 def test_context_parallelism_may_change(ranks, tiny_config, tmp_path):
     """The distributed optimizer's state is spread over context-parallel ranks as over data-parallel ones."""
     common = {"parallel.use_distributed_optimizer": True}
-    whole = _train_halves(ranks, tiny_config, 4, **{"parallel.cp": 2}, **common)
+    whole = _train_halves(ranks, tiny_config, 4, SOON, **{"parallel.cp": 2}, **common)
     for name, world_size, layout in (
         ("one rank", 1, {}),
         ("CP4", 4, {"parallel.cp": 4}),
         ("TP2xCP2", 4, {"parallel.tp": 2, "parallel.cp": 2}),
     ):
         shutil.copytree(tmp_path / "parted", tmp_path / name)
-        resumed = ranks.run(world_size, training.train, tree=tiny_config(name, **layout, **common), until=END)[0]
-        assert len(resumed.losses) == END - STOP
+        resumed = ranks.run(world_size, training.train, tree=tiny_config(name, **layout, **common), until=SOON)[0]
+        assert len(resumed.losses) == SOON - STOP
         assert max(abs(a - b) for a, b in zip(resumed.losses, whole.losses[STOP:], strict=True)) <= 1e-5, name
         assert max(abs(a - b) / b for a, b in zip(resumed.grad_norms, whole.grad_norms[STOP:], strict=True)) <= 1e-4, name
 
@@ -73,7 +74,7 @@ def test_context_parallelism_may_change(ranks, tiny_config, tmp_path):
 @pytest.mark.parametrize("distributed", [False, True], ids=["plain optimizer", "distributed optimizer"])
 def test_at_other_layouts(ranks, tiny_config, tmp_path, distributed):
     common = {"parallel.use_distributed_optimizer": distributed}
-    whole = _train_halves(ranks, tiny_config, 4, **{"parallel.tp": 2, "parallel.pp": 2}, **common)
+    whole = _train_halves(ranks, tiny_config, 4, END, **{"parallel.tp": 2, "parallel.pp": 2}, **common)
     for name, world_size, layout in (
         ("one rank", 1, {}),
         ("TP2", 2, {"parallel.tp": 2}),
