@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from dnapretrain import __version__
@@ -43,6 +44,7 @@ from dnapretrain.data.tokens.tokenizers import Tokenizer
 from dnapretrain.errors import CheckpointError, ConfigError
 from dnapretrain.report.curve import loss_curve
 
+CARD_FILE = "README.md"
 REPORT_FILE = "dnapretrain.json"
 """Report of the export, kept in the folder: where the weights came from. It also marks the folder as ours to replace."""
 SHIPPED = Path(__file__).parent / "shipped"
@@ -61,7 +63,7 @@ def to_hf(
 
     The fp32 main weights are written where the checkpoint has them, else the weights themselves. Raises
     CheckpointError for a damaged checkpoint, ConfigError for a model that no Hugging Face class can express and for a
-    folder that is not ours to replace.
+    folder that is not ours to replace. Of an earlier export of ours what others put into the folder stays.
     """
     checkpoint, directory = find_checkpoint(checkpoint_or_run), Path(directory)
     config, tokenizer, state, reader = read_config(checkpoint), read_tokenizer(checkpoint), read_state(checkpoint), open_weights(checkpoint)
@@ -72,7 +74,7 @@ def to_hf(
     dtype = _common_dtype(str(checkpoint), (reader.dtype(key) for key in keys.values()))
     extra, kept = _unread_tensors(checkpoint, config, family, tokenizer, dtype)
     copies = family.aliases(config.model) if family.writes_aliases else {}
-    _check_replaceable(directory)
+    added = _check_replaceable(directory)
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -90,9 +92,9 @@ def to_hf(
             shutil.copyfile(SHIPPED / name, unfinished / name)
         save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
         _write_card(unfinished, checkpoint, config, tokenizer, family, state, report)
+        report |= {"card_xxh128": _digest(unfinished / CARD_FILE), "files": sorted(path.name for path in unfinished.iterdir())}
         _write_json(unfinished / REPORT_FILE, report)
-        shutil.rmtree(directory, ignore_errors=True)
-        unfinished.rename(directory)
+        _replace(directory, unfinished, added)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -225,7 +227,7 @@ def _write_card(
     if record.run_dir:
         loss_curve(record.run_dir, directory / PICTURE_FILE, until_step=state["step"])
     facts = CardFacts(report, state, record, data, PICTURE_FILE if record.run_dir else None, RUN_FILE if trained else None)
-    (directory / "README.md").write_text(model_card(config, tokenizer, family, facts))
+    (directory / CARD_FILE).write_text(model_card(config, tokenizer, family, facts))
 
 
 def _export_report(
@@ -261,9 +263,43 @@ def _common_dtype(what: str, dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return dtype
 
 
-def _check_replaceable(directory: Path) -> None:
-    if directory.exists() and not (directory / REPORT_FILE).is_file() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not an earlier export ({REPORT_FILE} is not in it). Give another folder.")
+def _replace(directory: Path, by: Path, added: list[str]) -> None:
+    """Put the folder `by` in the place of `directory`, with what others have added there. Whatever ends this in between, theirs is kept."""
+    if both := [name for name in added if (by / name).exists()]:
+        raise ConfigError(f"{directory} holds {', '.join(both)} of others, and the export writes files of that name. Move them away.")
+    if not directory.exists():
+        by.rename(directory)
+        return
+    aside = directory.with_name(f".{directory.name}.replaced")
+    if aside.exists():
+        raise ConfigError(f"{aside} is left of an export that was broken off. Take from it what is yours, and remove it.")
+    directory.rename(aside)
+    by.rename(directory)
+    for name in added:
+        (aside / name).rename(directory / name)
+    shutil.rmtree(aside)
+
+
+def _check_replaceable(directory: Path) -> list[str]:
+    """What others have put beside an earlier export in `directory` (a licence, .git), to be kept. Raises ConfigError where something
+    would be lost."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return []
+    try:
+        earlier = json.loads((directory / REPORT_FILE).read_text())
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{directory} exists and is not an earlier export (no readable {REPORT_FILE} in it). Give another folder."
+        ) from None
+    card = directory / CARD_FILE
+    if card.is_file() and _digest(card) != earlier.get("card_xxh128", _digest(card)):
+        raise ConfigError(f"{card} was changed after it was exported, and would be replaced. Move it away, or give another folder.")
+    written = {*earlier["files"], REPORT_FILE} if "files" in earlier else None  # older exports do not say
+    return [path.name for path in directory.iterdir() if path.name not in written] if written else []
+
+
+def _digest(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:

@@ -161,6 +161,31 @@ def test_only_an_earlier_export_is_replaced(tmp_path):
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
+def test_what_others_put_beside_an_export_stays(tmp_path):
+    native, folder = tmp_path / "native", tmp_path / "hf"
+    write_random(native, small_config())
+    to_hf(native, folder)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    (folder / "LICENSE").write_text("mine")
+    (folder / "model.safetensors").write_bytes(b"old")
+    to_hf(native, folder)
+    assert (folder / ".git" / "HEAD").read_text() == "ref" and (folder / "LICENSE").read_text() == "mine"
+    assert (folder / "model.safetensors").stat().st_size > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "native"]
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\nLicence: mine\n")
+    with pytest.raises(ConfigError, match=r"README.md was changed after it was exported.* Move it away"):
+        to_hf(native, folder)
+    card.rename(folder / "CARD.md")
+    (tmp_path / ".hf.replaced").mkdir()
+    with pytest.raises(ConfigError, match="broken off"):
+        to_hf(native, folder)
+    (tmp_path / ".hf.replaced").rmdir()
+    to_hf(native, folder)
+    assert "Licence: mine" in (folder / "CARD.md").read_text() and card.is_file()
+
+
 def test_a_damaged_checkpoint_leaves_the_earlier_export_alone(tmp_path):
     write_random(tmp_path / "native", small_config())
     to_hf(tmp_path / "native", tmp_path / "hf")

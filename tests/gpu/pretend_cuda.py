@@ -484,6 +484,7 @@ def _answer_cuda() -> None:
     cuda.stream = cuda.device = nothing
     cuda.Stream, cuda.Event = Stream, Event
     cuda.default_generators = (torch.default_generator,)
+    torch.version.cuda = "13.0"
     cuda.nccl.version = lambda: (2, 27, 5)
     for autocast in (torch.autocast, torch.amp.autocast_mode.autocast):
         autocast.__init__ = _autocast_of_host(autocast.__init__)  # type: ignore[method-assign]

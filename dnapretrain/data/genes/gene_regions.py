@@ -81,7 +81,8 @@ def settings_from_text(features: str, types: str | None, promoter: str | None, *
         others["promoter"] = (int(up), int(down))
     if types is not None:
         others["types"] = tuple(types.split(","))
-    return ExtractSettings(tuple(dict.fromkeys(features.split(","))), **others)
+    names = features.lower().split(",")  # GFF3 writes CDS
+    return ExtractSettings(tuple(dict.fromkeys(names)), **others)
 
 
 @dataclass(frozen=True)
