@@ -121,6 +121,7 @@ def train(env: Any, store: Any, tree: dict[str, Any], impl: str, until: int) -> 
 
     cpu_engine.activate()
     install()
+    quantization.FP8GlobalStateManager.reset()  # a process has one run
     quantization.get_device_compute_capability = lambda: (9, 0)
     plain = build.use_transformer_engine, build.check_kernels, groups.start_groups
     build.use_transformer_engine, build.check_kernels = (lambda *_: impl == "te"), (lambda *_: None)
