@@ -132,7 +132,7 @@ def _use_torch_kernels() -> None:
 
 def embedding(ids: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
     """Rows of `weight_VH`, whose gradients are added up in fp32. torch's CPU kernel adds those of all tokens of a row in the
-    weight's type: in bf16, of a vocabulary of four letters, a fifth of the gradient is lost."""
+    weight's type: in bf16 most digits of the sum are lost, of a vocabulary of four letters the more."""
     rows = torch.nn.functional.embedding(ids, weight_VH.float())
     return rows.to(weight_VH.dtype)
 

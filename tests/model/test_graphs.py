@@ -13,7 +13,7 @@ FP8 = {"train.fp8": "hybrid", "model.ffn_hidden_size": 96}
 SETTINGS = {
     "bf16": {},
     "FP8": FP8,
-    # One micro-batch in a step: graphs keep a step's FP8 weights from its first, by the scale of then, which others make anew by newer ones.
+    # One micro-batch in a step: of several, graphs keep the first one's FP8 weights, others make them anew by newer scales.
     "FP8, delayed": {**FP8, "train.fp8_recipe": "delayed", "train.micro_batch_size": 8},
     "FP8, ends in bf16": {**FP8, "train.first_last_layers_bf16": True},
 }
