@@ -31,8 +31,9 @@ CONTEXT_WAYS = ("all_gather", "a2a")
 UNEVEN_PIPELINES = (2, 4, 8, 16, 32)
 """Pipeline sizes that are tried where they do not divide the layers."""
 RANKING = (
-    "of each tp x cp x pp the fastest that fits, the fastest first; of those that are equal in three digits that of less memory; where "
-    "cp > 1, Transformer Engine is used and the file has no cp_comm_type, p2p, all_gather and a2a are tried (the row names it)"
+    "of each tp x cp x pp the fastest that fits, the fastest first; of those that are equal in three digits that of the least model "
+    "parallelism, then of less memory; where cp > 1, Transformer Engine is used and the file has no cp_comm_type, p2p, all_gather and a2a "
+    "are tried (the row names it)"
 )
 FP32_RANKING = (
     "of each tp x cp x pp the best that fits: no recompute, then the smallest bubble, then the largest micro-batch; "
@@ -180,7 +181,7 @@ def _place(layout: Layout) -> tuple[Any, ...]:
     model_parallel = layout.tp * layout.cp * layout.pp
     if layout.seconds_per_step is None:
         return model_parallel, layout.pp, layout.cp, RECOMPUTE.index(layout.recompute), layout.bubble, -layout.micro_batch_size
-    return float(f"{layout.seconds_per_step:.3g}"), layout.total_bytes, model_parallel
+    return float(f"{layout.seconds_per_step:.3g}"), model_parallel, layout.total_bytes
 
 
 def layout_overrides(layout: dict[str, Any], config: RunConfig) -> list[str]:
