@@ -48,11 +48,11 @@ def test_embedding_of_few_letters():
 
 
 @pytest.mark.parametrize("normalization", ["LayerNorm", "RMSNorm"])
-def test_a_whole_encoder(ranks, tiny_config, normalization):
+def test_a_whole_encoder(ranks, tiny_config, tmp_path, normalization):
     """Also what Megatron-core's own embedding does."""
     tree = {**ENCODER, "model.normalization": normalization, "model.embedding_norm": True, "train.micro_batch_size": 8}
     wide, narrow = (
-        ranks.run(1, gradients, tree=tiny_config(**tree, **{"train.precision": precision, "train.run_dir": f"unused_{precision}"}))[0]
+        ranks.run(1, gradients, tree=tiny_config(**tree, **{"train.precision": precision, "train.run_dir": str(tmp_path / precision)}))[0]
         for precision in ("fp32", "bf16")
     )
     assert wide.keys() == narrow.keys() and len(wide) > 20
