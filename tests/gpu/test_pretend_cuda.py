@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pretend_cuda
+import pretend_places
 import pytest
 from gpu_support import run_config, train, workplace
 
@@ -83,7 +84,7 @@ def mistakes() -> dict[str, str]:
         os.waitpid(child, 0)
         said = os.read(reader, 1000).decode()
         if said.startswith("WrongDeviceError"):
-            raise pretend_cuda.WrongDeviceError(said)
+            raise pretend_places.WrongDeviceError(said)
 
     said = {}
     tries = {
@@ -128,9 +129,9 @@ def run(folder: Path, settings: dict[str, Any], rank: int = 0, world_size: int =
     plain = Trainer.train_step
 
     def watched(self: Trainer, batches: Any) -> Any:
-        before = pretend_cuda.waits.copy()
+        before = pretend_places.waits.copy()
         report = plain(self, batches)
-        seen.append(dict(pretend_cuda.waits - before))
+        seen.append(dict(pretend_places.waits - before))
         return report
 
     Trainer.train_step = watched  # type: ignore[method-assign]
