@@ -71,6 +71,8 @@ def to_transformer_config(model: ModelConfig, parallel: ParallelConfig, train: T
         # both sides: the loss is right and the gradient silently wrong.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved if parallel.batch_p2p_comm is None else parallel.batch_p2p_comm,
+        # The host need not wait for the whole GPU after each message: since its pull request 82450 of 2022 torch orders the streams.
+        batch_p2p_sync=False,
         overlap_p2p_comm_warmup_flush=parallel.overlap_p2p_comm_warmup_flush,
         # On CPU a send may still be reading the tensor when its memory would be given back (no stream orders them).
         deallocate_pipeline_outputs=platform.is_cuda,
