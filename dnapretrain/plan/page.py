@@ -33,10 +33,12 @@ def format_plan(plan: dict[str, Any]) -> str:
     """The plan as one page of text."""
     gpu, model, run, compute = (plan[key] for key in ("gpu", "model", "run", "compute"))
     parameters = plan["parameters"]
+    odd = gpu["count"] % gpu["per_node"] if gpu["count"] > gpu["per_node"] else 0
     lines = [
         f"{gpu['count']:,} x {gpu['kind']}, {gpu['memory_bytes'] / 2**30:.1f} GiB at {gpu['memory_bandwidth'] / 1e12:.2f} TB/s, "
         f"{gpu['bf16_tflops']:,.0f} TFLOP/s (dense bf16{_fp8_peak(plan)}), {gpu['link_bandwidth'] / 1e9:,.0f} GB/s to its node, "
-        f"{gpu['network_bandwidth'] / 1e9:,.0f} to others; {gpu['per_node']} per node",
+        f"{gpu['network_bandwidth'] / 1e9:,.0f} to others; {gpu['per_node']} per node"
+        + (f", of which the last would have {odd}" if odd else ""),
         "",
         f"model        {model['kind']}, {model['num_layers']} layers, hidden {model['hidden_size']:,}, ffn {model['ffn_hidden_size']:,}, "
         f"{model['num_attention_heads']} heads of {model['head_dim']} ({model['query_groups']} key/value), {plan['precision']}"

@@ -74,6 +74,11 @@ def test_the_files_own_layout_stands_in_its_place_when_it_is_among_the_best():
     assert len(rows) == min(8, len(plan["best_layouts"]))
 
 
+@pytest.mark.parametrize(("count", "said"), [(64, "8 per node"), (60, "8 per node, of which the last would have 4"), (4, "8 per node")])
+def test_a_node_that_is_not_full_is_named(count, said):
+    assert format_plan(make_plan(generator(), count, gpu_by_kind("h100"))).splitlines()[0].endswith(f"; {said}")
+
+
 def test_a_layout_that_fits_nowhere_says_the_way_out():
     plan = make_plan(generator(), 1, Gpu("tiny", 10**9, 100.0, (), 1e12, 100, 1e11, 1e10))
     assert plan["best_layouts"] == []
