@@ -16,10 +16,17 @@ TENSORS = 3.0
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
 def test_conversions_take_the_memory_of_a_few_tensors(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SCRIPT.parent), *filter(None, sys.path)))}
-    done = subprocess.run([sys.executable, SCRIPT, tmp_path], env=environment, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    allowed = TENSORS * found["largest"]
-    assert found["total"] > 1.5 * allowed  # so that holding the model would show
-    for way, peak in found["peaks"].items():
-        assert found["largest"] / 2 < peak < allowed, (way, found)
+    peaks: dict[str, list[int]] = {}
+    for attempt in range(3):  # mapped pages of files count until the system takes them back: the least is needed
+        command = [sys.executable, SCRIPT, tmp_path / str(attempt)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        allowed = TENSORS * found["largest"]
+        assert found["total"] > 1.5 * allowed  # so that holding the model would show
+        for way, peak in found["peaks"].items():
+            assert peak > found["largest"] / 2, (way, found)
+            peaks.setdefault(way, []).append(peak)
+        if max(map(min, peaks.values())) < allowed:
+            return
+    raise AssertionError((peaks, allowed))
