@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from dnapretrain import __version__
@@ -27,6 +26,7 @@ from dnapretrain.convert.native import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     WeightsReader,
+    file_digest,
     find_checkpoint,
     open_weights,
     read_config,
@@ -92,7 +92,8 @@ def to_hf(
             shutil.copyfile(SHIPPED / name, unfinished / name)
         save_hf_tokenizer(tokenizer, unfinished, config.max_positions)
         _write_card(unfinished, checkpoint, config, tokenizer, family, state, report)
-        report |= {"card_xxh128": _digest(unfinished / CARD_FILE), "files": sorted(path.name for path in unfinished.iterdir())}
+        report["card_xxh128"] = file_digest(unfinished / CARD_FILE)["xxh3_128"]
+        report["files"] = sorted(path.name for path in unfinished.iterdir())
         _write_json(unfinished / REPORT_FILE, report)
         _replace(directory, unfinished, added)
     except BaseException:
@@ -292,14 +293,10 @@ def _check_replaceable(directory: Path) -> list[str]:
             f"{directory} exists and is not an earlier export (no readable {REPORT_FILE} in it). Give another folder."
         ) from None
     card = directory / CARD_FILE
-    if card.is_file() and _digest(card) != earlier.get("card_xxh128", _digest(card)):
+    if card.is_file() and "card_xxh128" in earlier and file_digest(card)["xxh3_128"] != earlier["card_xxh128"]:
         raise ConfigError(f"{card} was changed after it was exported, and would be replaced. Move it away, or give another folder.")
     written = {*earlier["files"], REPORT_FILE} if "files" in earlier else None  # older exports do not say
     return [path.name for path in directory.iterdir() if path.name not in written] if written else []
-
-
-def _digest(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 def _run_config(model: ModelConfig, tokenizer: Tokenizer, checkpoint_dir: Path) -> RunConfig:

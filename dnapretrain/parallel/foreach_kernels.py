@@ -28,7 +28,7 @@ def use_where_megatron_has_none() -> None:
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads
 
-    if clip_grads.multi_tensor_applier is getattr(utils, "local_multi_tensor_applier", None):
+    if clip_grads.multi_tensor_applier is utils.local_multi_tensor_applier:
         use()
 
 

@@ -95,6 +95,14 @@ def wait(what: str) -> None:
     waits[f"{what} at {where}"] += 1
 
 
+def see_copy(to: torch.device | None, of: torch.device | None, source: torch.Tensor, non_blocking: bool) -> None:
+    """Count the wait that a copy is, if it is one."""
+    if to == GPU and of == HOST and source.dim() and not is_pinned(source):
+        wait("copy to the GPU from memory that is not pinned")
+    elif to != GPU and of == GPU and not non_blocking:
+        wait("copy from the GPU")
+
+
 class Watch(TorchDispatchMode):
     """Sees every operation of its thread."""
 
@@ -115,12 +123,12 @@ class Watch(TorchDispatchMode):
             self.check_collective(name, args, inputs, places)
             return func(*args, **kwargs)
         if name == "aten::copy_":
-            self.see_copy(*places[:2], inputs[1], bool(args[2]) if len(args) > 2 else bool(kwargs.get("non_blocking")))
+            see_copy(*places[:2], inputs[1], bool(args[2]) if len(args) > 2 else bool(kwargs.get("non_blocking")))
             return func(*args, **kwargs)
         if asked is not None and name == "aten::_to_copy":
             where = GPU if torch.device(asked).type == "cuda" else None
             if where and places[0] != GPU:
-                self.see_copy(GPU, places[0], inputs[0], bool(kwargs.get("non_blocking")))
+                see_copy(GPU, places[0], inputs[0], bool(kwargs.get("non_blocking")))
             return put(func(*args, **kwargs), where or places[0] or HOST)
         if on_gpu:
             self.check_places(name, inputs, places)
@@ -147,12 +155,6 @@ class Watch(TorchDispatchMode):
                     continue
                 shapes = [(tuple(tensor.shape), str(place)) for tensor, place in zip(inputs, places, strict=True)]
                 raise WrongDeviceError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {name} of {shapes}")
-
-    def see_copy(self, to: torch.device | None, of: torch.device | None, source: torch.Tensor, non_blocking: bool) -> None:
-        if to == GPU and of == HOST and source.dim() and not is_pinned(source):
-            wait("copy to the GPU from memory that is not pinned")
-        elif to != GPU and of == GPU and not non_blocking:
-            wait("copy from the GPU")
 
     def check_collective(self, name: str, args: Any, inputs: list[torch.Tensor], places: list[torch.device | None]) -> None:
         group = next(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pretend_places import GPU, HOST, WrongDeviceError, in_owner, is_pinned, pin, place_of, put, random_of_gpu, wait
+from pretend_places import GPU, HOST, WrongDeviceError, in_owner, is_pinned, pin, place_of, put, random_of_gpu, see_copy, wait
 from torch.nn.attention.bias import CausalBias
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
@@ -110,13 +110,11 @@ class _Moved(torch.autograd.Function):
 
 def _move(source: torch.Tensor, where: torch.device, dtype: Any, non_blocking: bool) -> torch.Tensor:
     in_owner("a copy")
-    if where == GPU and source.dim() and not is_pinned(source):
-        wait("copy to the GPU from memory that is not pinned")
-    if where != GPU and not non_blocking:
-        wait("copy from the GPU")
+    where = GPU if where.type == "cuda" else HOST  # "cuda" alone is none other
+    see_copy(where, place_of(source) or HOST, source, non_blocking)
     with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
         moved = source.detach().clone() if dtype is None else _plain.to(source.detach(), dtype, copy=True)
-    return put(moved, GPU if where.type == "cuda" else HOST)
+    return put(moved, where)
 
 
 def _on_host(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -39,41 +39,15 @@ FAMILIES = {
 def real_step(env, store, tree):
     """(most bytes above what lives between steps, by the formula), (bytes of the optimizer's state and main weights, by the formula)."""
     import gc
-    import weakref
 
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_iter
+    from alive_bytes import Alive
     from training import begin
 
     from dnapretrain.config_file import config_from_dict
     from dnapretrain.data.tokens.tokenizers import build_tokenizer
     from dnapretrain.model.layers import AlibiAttention
     from dnapretrain.model.memory import _working, rank_memory, stage_activations
-
-    class Alive(TorchDispatchMode):
-        """Counts the storages that operations make, from their making to their end."""
-
-        def __init__(self):
-            super().__init__()
-            self.now = self.most = 0
-            self.known = set()
-
-        def gone(self, key, num_bytes):
-            self.known.discard(key)
-            self.now -= num_bytes
-
-        def __torch_dispatch__(self, function, types, arguments=(), options=None):
-            given = {id(value.untyped_storage()) for value in tree_iter((arguments, options)) if isinstance(value, torch.Tensor)}
-            result = function(*arguments, **(options or {}))
-            for value in tree_iter(result):
-                storage = value.untyped_storage() if isinstance(value, torch.Tensor) else None
-                if storage is not None and id(storage) not in self.known | given:
-                    self.known.add(id(storage))
-                    self.now += storage.nbytes()
-                    self.most = max(self.most, self.now)
-                    weakref.finalize(storage, self.gone, id(storage), storage.nbytes())
-            return result
 
     trainer, _, _ = begin(env, store, tree)
     trainer.train_step(trainer.next_batches())  # makes the optimizer's state

@@ -22,6 +22,7 @@ from dnapretrain.evaluate.heldout import HeldOutLoss, count_bases, summarise
 from dnapretrain.evaluate.regions import num_region_sums, region_sums
 from dnapretrain.model.loss import NUM_TOTALS, weighted_loss
 from dnapretrain.model.nucleotide_loss import KmerRows, base_bits, kmer_rows, nucleotide_losses
+from dnapretrain.parallel.platform import choose_device
 
 MICRO_BATCH_SIZE = 4
 MLM_PROBABILITY = 0.15
@@ -123,6 +124,5 @@ _ONE_RANK = cast(Any, _OneRank())
 
 
 def device_of(config: RunConfig) -> str:
-    """cpu or cuda, as train.device says."""
-    wanted = config.train.device
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu or cuda, as train.device says. Raises ConfigError for cuda without a GPU."""
+    return choose_device(config.train.device)
